@@ -1,0 +1,104 @@
+"""The values that pass between the rooms: a site's rasters, a batch of tiles, a source of batches."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a raster lies on the ground.
+
+    Attributes:
+        resolution: ground size of a pixel's side, metres.
+        left: x of the raster's left edge, metres in ``crs``.
+        top: y of the raster's upper edge, metres in ``crs``; rows run south.
+        crs: coordinate reference system as WKT; None for a place that is nowhere, such as a virtual forest.
+    """
+
+    resolution: float
+    left: float = 0.0
+    top: float = 0.0
+    crs: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One place with its heights on one grid, metres; NaN where a height is not known.
+
+    Attributes:
+        name: how tables and figures call it.
+        dsm: ``[height, width]`` surface height, terrain included.
+        chm: ``[height, width]`` canopy height above ground.
+        grid: where the rasters lie.
+    """
+
+    name: str
+    dsm: Float32[np.ndarray, "height width"]
+    chm: Float32[np.ndarray, "height width"]
+    grid: Grid
+
+    @property
+    def valid(self) -> Bool[np.ndarray, "height width"]:
+        """Where both heights are known: the only pixels that train or score."""
+        return np.isfinite(self.dsm) & np.isfinite(self.chm)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.dsm.shape[0], self.dsm.shape[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Tiles and their labels.
+
+    Attributes:
+        dsm: ``[batch, height, width, 1]`` surface height, metres; NaN where not known.
+        mask: ``[batch, height, width, 1]`` 1 where the canopy is lower than the threshold, else 0.
+        threshold: ``[batch]`` canopy height below which a pixel is gap, metres.
+        valid: ``[batch, height, width, 1]`` which pixels count; None for all.
+    """
+
+    dsm: Float[Array | np.ndarray, "batch height width 1"]
+    mask: Float[Array | np.ndarray, "batch height width 1"]
+    threshold: Float[Array | np.ndarray, " batch"]
+    valid: Bool[Array | np.ndarray, "batch height width 1"] | None = None
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A source of batches that lives on the device: a pytree whose `sample` runs inside the compiled step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the tiles."""
+        ...
+
+    def sample(self, step: Any) -> Batch:
+        """The batch of the global optimizer step ``step``: a pure function, traceable by jax."""
+        ...
+
+
+BatchSource = Sampler | Iterable[Any]
+"""What training and evaluation read from: a sampler, or anything that yields batches."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads.
+
+    Attributes:
+        train: source of training batches.
+        val: source of validation batches, read after every epoch; None to train without.
+        test: source of test batches, read once at the end; None for none.
+    """
+
+    train: BatchSource
+    val: BatchSource | None = None
+    test: BatchSource | None = None
