@@ -1,0 +1,72 @@
+"""Fields of a dataclass checked against their declared types, with their docstrings at hand."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+
+class Rule(NamedTuple):
+    """What a value must be beyond its type."""
+
+    says: str
+    holds: Callable[[Any], bool]
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as its declared type, or an error that says what is allowed."""
+    rules: list[Rule] = []
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        rules = [extra for extra in extras if isinstance(extra, Rule)]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        inner = next(arg for arg in args if arg is not NoneType)
+        return None if value is None else checked(name, value, inner)
+    if origin is Literal and value not in args:
+        raise ValueError(f"{name} = {value!r}: must be one of {', '.join(map(repr, args))}")
+    if origin is tuple:
+        return _checked_tuple(name, value, args)
+    if origin is not Literal:
+        value = _as_type(name, value, hint)
+    for rule in rules:
+        if not rule.holds(value):
+            raise ValueError(f"{name} = {value!r}: must be {rule.says}")
+    return value
+
+
+def _checked_tuple(name: str, value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} = {value!r}: must be a list")
+    items = tuple(value)
+    hints = (args[0],) * len(items) if args[-1] is Ellipsis else args
+    if len(items) != len(hints):
+        raise ValueError(f"{name} = {list(items)}: must be {len(hints)} values")
+    return tuple(checked(name, item, hint) for item, hint in zip(items, hints, strict=True))
+
+
+def _as_type(name: str, value: Any, kind: type) -> Any:
+    if kind is float and not isinstance(value, bool) and hasattr(value, "__float__"):
+        return float(value)
+    if kind is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+        return value.__index__()
+    if kind is str and isinstance(value, Path):
+        return str(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{name} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, by the field's name."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for definition, text in zip(body.body, body.body[1:], strict=False):
+        match definition, text:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(doc))):
+                docs[name] = inspect.cleandoc(doc)
+    return docs
