@@ -1,0 +1,68 @@
+"""Focal loss, and the cross-entropy that it grows from."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num
+
+from forestgaps_jax.loss.reduction import mask_invalid, mean_over_valid
+
+
+def focal_loss(
+    logits: Float[Array, "batch ..."],
+    targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    valid: Bool[Array, "batch ..."] | None = None,
+    sample_weight: Float[Array, " batch"] | None = None,
+) -> Float[Array, ""]:
+    r"""Cross-entropy that turns to hard pixels, averaged over the valid pixels.
+
+    $$L = -\alpha y (1-p)^\gamma \log p - (1-\alpha) (1-y) p^\gamma \log(1-p), \quad p = \sigma(x)$$
+
+    Everything is computed from $\log\sigma(\pm x)$, so that value and gradient stay finite, and the most
+    wrong pixels keep their gradient, for any logit in any float type.
+
+    Args:
+        logits: any shape with the batch first.
+        targets: 1 for gap, 0 for not; of the same shape.
+        alpha: weight of gap pixels, ``1 - alpha`` that of the others; None for 1 and 1.
+        gamma: focusing exponent; 0 gives the weighted cross-entropy.
+        valid: pixels that count; None for all.
+        sample_weight: factor on each sample's terms.
+
+    Returns:
+        A float32 scalar; 0 with zero gradient where no pixel is valid.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002.
+
+    >>> focal_loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1)), alpha=0.5).round(4).item()  # ln 2 / 8
+    0.0866...
+    """
+    logits, targets, pixels = mask_invalid(logits, targets, valid)
+    log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    weight_gap, weight_rest = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
+    gap = -weight_gap * jnp.exp(gamma * log_q) * log_p
+    rest = -weight_rest * jnp.exp(gamma * log_p) * log_q
+    return mean_over_valid(targets * gap + (1.0 - targets) * rest, pixels, sample_weight)
+
+
+def bce_loss(
+    logits: Float[Array, "batch ..."],
+    targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
+    *,
+    valid: Bool[Array, "batch ..."] | None = None,
+    sample_weight: Float[Array, " batch"] | None = None,
+) -> Float[Array, ""]:
+    """Binary cross-entropy, averaged over the valid pixels.
+
+    Arguments, result and errors are those of `focal_loss`, of which this is the case
+    ``alpha=None, gamma=0``.
+
+    >>> bce_loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))).round(4).item()  # ln 2
+    0.693...
+    """
+    return focal_loss(logits, targets, alpha=None, gamma=0.0, valid=valid, sample_weight=sample_weight)

@@ -1,0 +1,19 @@
+"""Metrics of a binary segmentation from exact counts, over all and per height threshold."""
+
+from forestgaps_jax.metrics.classification import summarize_counts
+from forestgaps_jax.metrics.confusion import (
+    CELLS,
+    ConfusionCounts,
+    confusion_matrix,
+    confusion_metrics,
+    threshold_index,
+)
+
+__all__ = [
+    "CELLS",
+    "ConfusionCounts",
+    "confusion_matrix",
+    "confusion_metrics",
+    "summarize_counts",
+    "threshold_index",
+]

@@ -1,0 +1,178 @@
+"""Exact counts of a binary confusion, on the device, and every metric that follows from them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num, UInt32
+
+CELLS = ("tp", "fp", "fn", "tn")
+"""Order of the four counts; gap is the positive class."""
+
+_LARGEST_UPDATE = 2**32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ConfusionCounts:
+    """Pixels by prediction and truth, in ``groups`` rows (one a height threshold).
+
+    A pytree of unsigned 64-bit counts, each held as two 32-bit halves: jax has no 64-bit integers by
+    default, float32 loses pixels past 2^24 and int32 past 2^31.
+
+    >>> counts = ConfusionCounts.zeros(1)
+    >>> predicted = jnp.array([[True, True, False, False]])
+    >>> counts = counts.update(predicted, jnp.array([[1, 0, 1, 0]]))
+    >>> counts.to_numpy()
+    array([[1, 1, 1, 1]])
+
+    Attributes:
+        low: lower halves of tp, fp, fn, tn.
+        high: upper halves.
+        samples: tiles that had a pixel to count.
+    """
+
+    low: UInt32[Array, "groups 4"]
+    high: UInt32[Array, "groups 4"]
+    samples: Int[Array, " groups"]
+
+    @staticmethod
+    def zeros(groups: int) -> "ConfusionCounts":
+        """Nothing counted yet."""
+        # Three buffers: donated arrays must not share one.
+        return ConfusionCounts(
+            jnp.zeros((groups, 4), jnp.uint32),
+            jnp.zeros((groups, 4), jnp.uint32),
+            jnp.zeros(groups, jnp.int32),
+        )
+
+    def update(
+        self,
+        predictions: Bool[Array, "batch ..."],
+        targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
+        *,
+        group: Int[Array, " batch"] | None = None,
+        valid: Bool[Array, "batch ..."] | None = None,
+    ) -> "ConfusionCounts":
+        """Add a batch.
+
+        Args:
+            predictions: True where gap is predicted.
+            targets: 1 (or True) where there is gap.
+            group: the row that each sample belongs to; None for the first.
+            valid: pixels that count; None for all.
+
+        Raises:
+            TypeError: predictions are not boolean (``logits > 0`` or ``probabilities > 0.5`` are).
+            ValueError: shapes differ, or the batch has 2^32 pixels or more.
+        """
+        _check(predictions, targets, valid)
+        if group is None:
+            group = jnp.zeros(predictions.shape[0], jnp.int32)
+        truth = targets.astype(bool)
+        counted = jnp.ones_like(truth) if valid is None else valid
+        cells = (predictions & truth, predictions & ~truth, ~predictions & truth, ~predictions & ~truth)
+        pixels = tuple(range(1, truth.ndim))
+        each = jnp.stack([jnp.sum(c & counted, axis=pixels, dtype=jnp.uint32) for c in cells], axis=1)
+        groups = self.low.shape[0]
+        rows = jax.ops.segment_sum(each, group, num_segments=groups)
+        samples = jax.ops.segment_sum(jnp.any(counted, axis=pixels).astype(jnp.int32), group, groups)
+        return self.merge(ConfusionCounts(rows, jnp.zeros_like(rows), samples))
+
+    def merge(self, other: "ConfusionCounts") -> "ConfusionCounts":
+        """Add the counts of another, row by row."""
+        low = self.low + other.low
+        carry = (low < self.low).astype(jnp.uint32)
+        return ConfusionCounts(low, self.high + other.high + carry, self.samples + other.samples)
+
+    def to_numpy(self) -> Int[np.ndarray, "groups 4"]:
+        """The counts as int64; waits for the device."""
+        high, low = np.asarray(self.high, np.int64), np.asarray(self.low, np.int64)
+        return (high << 32) + low
+
+
+def threshold_index(threshold: Float[Array, " batch"], thresholds: Sequence[float]) -> Int[Array, " batch"]:
+    """Place of each threshold in the list, within 1 mm; ``len(thresholds)`` for one that is not listed."""
+    match = jnp.abs(threshold[:, None] - jnp.asarray(thresholds, jnp.float32)) < 1e-3
+    return jnp.where(match.any(axis=1), jnp.argmax(match, axis=1), len(thresholds))
+
+
+def confusion_metrics(
+    counts: ConfusionCounts | Sequence[int] | Int[np.ndarray, "*groups 4"],
+) -> dict[str, float]:
+    """Every metric of the contract from tp, fp, fn, tn; rows are added up first.
+
+    A metric whose denominator is 0 is NaN: neither right nor wrong. ``mean_iou`` is the mean of the IoU of
+    gap and of the rest, over those of the two that are defined.
+
+    >>> confusion_metrics([6, 2, 2, 10])["iou"]
+    0.6
+    """
+    rows = counts.to_numpy() if isinstance(counts, ConfusionCounts) else np.asarray(counts)
+    tp, fp, fn, tn = (int(n) for n in rows.reshape(-1, 4).sum(axis=0, dtype=np.int64))
+    total = tp + fp + fn + tn
+    recall, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    both_iou = [x for x in (_ratio(tp, tp + fp + fn), _ratio(tn, tn + fp + fn)) if not math.isnan(x)]
+    return {
+        "iou": _ratio(tp, tp + fp + fn),
+        "mean_iou": sum(both_iou) / len(both_iou) if both_iou else math.nan,
+        "f1": _f_score(1, tp, fp, fn),
+        "f2": _f_score(2, tp, fp, fn),
+        "f05": _f_score(0.5, tp, fp, fn),
+        "dice": _f_score(1, tp, fp, fn),
+        "precision": _ratio(tp, tp + fp),
+        "recall": recall,
+        "specificity": specificity,
+        "accuracy": _ratio(tp + tn, total),
+        "balanced_accuracy": (recall + specificity) / 2,
+        "error_rate": _ratio(fp + fn, total),
+        "mcc": _ratio(tp * tn - fp * fn, math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
+        "n_pixels": float(total),
+        "gap_proportion": _ratio(tp + fn, total),
+    }
+
+
+def confusion_matrix(counts: ConfusionCounts | Int[np.ndarray, "*groups 4"]) -> dict[str, int | float]:
+    """The four counts as exact integers, their totals, and their rates within the true class.
+
+    >>> confusion_matrix(np.array([6, 2, 2, 10]))["total_gap_pixels"]
+    8
+    """
+    rows = counts.to_numpy() if isinstance(counts, ConfusionCounts) else counts
+    tp, fp, fn, tn = (int(n) for n in rows.reshape(-1, 4).sum(axis=0, dtype=np.int64))
+    return {
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": tn,
+        "total_pixels": tp + fp + fn + tn,
+        "total_gap_pixels": tp + fn,
+        "total_non_gap_pixels": fp + tn,
+        "tp_rate": _ratio(tp, tp + fn),
+        "fp_rate": _ratio(fp, fp + tn),
+        "fn_rate": _ratio(fn, tp + fn),
+        "tn_rate": _ratio(tn, fp + tn),
+    }
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else math.nan
+
+
+def _f_score(beta: float, tp: int, fp: int, fn: int) -> float:
+    return _ratio((1 + beta**2) * tp, (1 + beta**2) * tp + beta**2 * fn + fp)
+
+
+def _check(predictions: Array, targets: Array, valid: Array | None) -> None:
+    if predictions.dtype != jnp.bool_:
+        raise TypeError(
+            f"predictions are {predictions.dtype}: must be bool, such as logits > 0 or probabilities > 0.5"
+        )
+    for name, array in (("targets", targets), ("valid", valid)):
+        if array is not None and array.shape != predictions.shape:
+            raise ValueError(f"{name} have shape {array.shape}, predictions {predictions.shape}")
+    if predictions.size >= _LARGEST_UPDATE:
+        raise ValueError(f"a batch of {predictions.size} pixels: must be below 2^32; give smaller batches")
