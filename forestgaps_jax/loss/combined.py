@@ -1,7 +1,8 @@
 """Focal and Dice loss together, and the losses as configured callables."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from jaxtyping import Array, Bool, Float, Num
 
@@ -49,19 +50,9 @@ def focal_dice_loss(
     return alpha * focal + (1.0 - alpha) * dice
 
 
-class Loss(Protocol):
-    """A loss with its settings fixed: hashable, so that a compiled step can hold it."""
-
-    def __call__(
-        self,
-        logits: Float[Array, "batch ..."],
-        targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
-        *,
-        valid: Bool[Array, "batch ..."] | None = None,
-        sample_weight: Float[Array, " batch"] | None = None,
-    ) -> Float[Array, ""]:
-        """The loss of a batch, a scalar."""
-        ...
+Loss = Callable[..., Float[Array, ""]]
+"""A loss with its settings fixed: ``loss(logits, targets, *, valid=None, sample_weight=None)``, a scalar.
+Those below are hashable, so that a compiled function can take them as static."""
 
 
 @dataclass(frozen=True)
