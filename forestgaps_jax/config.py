@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from forestgaps_jax.fields import Rule, checked, field_docs
 
@@ -148,7 +148,7 @@ class Config:
     figure_tiles: Count = 4
     """Test tiles drawn at the end."""
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
+    def __new__(cls, *args: Any, **settings: Any) -> "Config":
         _refuse_unknown(settings, TypeError, "Config")
         return object.__new__(cls)
 
@@ -157,7 +157,7 @@ class Config:
         object.__setattr__(self, name, checked(name, value, _hints()[name]))
 
     @classmethod
-    def from_toml(cls, path: str | Path, **overrides: Any) -> Self:
+    def from_toml(cls, path: str | Path, **overrides: Any) -> "Config":
         """Read settings from a TOML file; ``overrides`` win over the file.
 
         Raises:

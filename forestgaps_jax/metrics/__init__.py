@@ -1,6 +1,6 @@
 """Metrics of a binary segmentation from exact counts, over all and per height threshold."""
 
-from forestgaps_jax.metrics.classification import summarize_counts
+from forestgaps_jax.metrics.classification import summarize_counts, summarize_rows
 from forestgaps_jax.metrics.confusion import (
     CELLS,
     ConfusionCounts,
@@ -8,6 +8,7 @@ from forestgaps_jax.metrics.confusion import (
     confusion_metrics,
     threshold_index,
 )
+from forestgaps_jax.metrics.plain import to_json
 
 __all__ = [
     "CELLS",
@@ -15,5 +16,7 @@ __all__ = [
     "confusion_matrix",
     "confusion_metrics",
     "summarize_counts",
+    "summarize_rows",
     "threshold_index",
+    "to_json",
 ]

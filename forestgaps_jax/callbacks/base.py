@@ -1,0 +1,141 @@
+"""Hooks around the training loop."""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forestgaps_jax.config import Config
+from forestgaps_jax.state import TrainState
+
+
+@dataclass
+class Run:
+    """A training as its callbacks see it.
+
+    Attributes:
+        config: the settings.
+        state: the state after the latest step. Read it, do not keep its arrays: the next step takes them.
+        steps_per_epoch: optimizer steps in an epoch.
+        history: what `train` will return.
+        stop_reason: why the training is to end; None while it goes on.
+    """
+
+    config: Config
+    state: TrainState
+    steps_per_epoch: int
+    history: dict[str, list[Any]] = field(default_factory=dict)
+    stop_reason: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None for a run without a name, which writes nothing."""
+        return Path(self.config.runs_dir) / self.config.name if self.config.name else None
+
+    def stop(self, reason: str) -> None:
+        """Ask the loop to end after the current step."""
+        self.stop_reason = reason
+
+
+class Callback:
+    """Override the events that you need; ``self.run`` is the `Run`.
+
+    Values in ``logs["metrics"]`` of batch events are still on the device: turning one into a float waits
+    for its step to finish.
+
+    >>> class Stopper(Callback):
+    ...     def on_epoch_end(self, epoch, logs=None):
+    ...         if logs["val_metrics"]["iou"] > 0.9:
+    ...             self.run.stop("good enough")
+    """
+
+    run: Run
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Once, before the first epoch. logs: config."""
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Once, after the last epoch. logs: history, best_metrics, stop_reason."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before an epoch, counted from 0."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """After an epoch and its validation.
+
+        logs: train_metrics, val_metrics (empty without validation), lr, improved, epoch_time (s).
+        """
+
+    def on_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before a training step, counted from 0 within the epoch. logs: epoch."""
+
+    def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """After a training step was handed to the device. logs: epoch, metrics, batch_size."""
+
+    def on_validation_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Before the validation of an epoch."""
+
+    def on_validation_end(self, logs: dict[str, Any] | None = None) -> None:
+        """After the validation of an epoch. logs: metrics."""
+
+    def on_validation_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before a validation batch."""
+
+    def on_validation_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """After a validation batch was handed to the device. logs: metrics."""
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Before a test."""
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """After a test. logs: metrics."""
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Before a test batch."""
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """After a test batch was handed to the device. logs: metrics."""
+
+
+EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+"""Names of all events."""
+
+
+class CallbackList:
+    """Fires events on several callbacks in their order.
+
+    Raises:
+        TypeError: something is not a `Callback`, has a method ``on_...`` that is no event, or an event with
+            arguments of its own; the nearest name and the right arguments are told.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback], run: Run | None = None):
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            _check(callback)
+            if run is not None:
+                callback.run = run
+
+    def fire(self, event: str, *position: int, **logs: Any) -> None:
+        """Call ``event(*position, logs)`` on each."""
+        for callback in self.callbacks:
+            getattr(callback, event)(*position, logs)
+
+
+def _check(callback: Any) -> None:
+    kind = type(callback)
+    if not isinstance(callback, Callback):
+        raise TypeError(f"{callback!r} is no callback: derive it from forestgaps_jax.callbacks.Callback")
+    for name in dir(kind):
+        if name.startswith("on_") and name not in EVENTS:
+            close = difflib.get_close_matches(name, EVENTS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(EVENTS)}"
+            raise TypeError(f"{kind.__name__}.{name} is no event; {hint}")
+    for event in EVENTS:
+        wanted = inspect.signature(getattr(Callback, event))
+        try:
+            inspect.signature(getattr(kind, event)).bind(*wanted.parameters)
+        except TypeError:
+            raise TypeError(f"{kind.__name__}.{event} must take {tuple(wanted.parameters)}") from None

@@ -1,0 +1,60 @@
+"""A progress bar over the whole training, and a line for each epoch."""
+
+import math
+import sys
+import warnings
+from collections import deque
+from typing import Any
+
+from forestgaps_jax.callbacks.base import Callback
+
+_LAG = 4  # steps: the loss shown is of a step that the device has finished
+
+
+class ProgressBar(Callback):
+    """Shows the training in a terminal or a notebook; prints only the lines where there is neither."""
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Open the bar."""
+        self._losses: deque[Any] = deque(maxlen=_LAG)
+        total = self.run.config.epochs * self.run.steps_per_epoch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tqdm falls back to text where there are no widgets
+            from tqdm.auto import tqdm
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self._bar = tqdm(
+            total=total,
+            initial=min(int(self.run.state.step), total),
+            unit="step",
+            disable=not watched,
+            leave=False,
+            desc="compiling",
+        )
+
+    def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Move the bar."""
+        assert logs is not None
+        self._losses.append(logs["metrics"]["loss"])
+        if not self._bar.disable:
+            epoch = f"epoch {logs['epoch'] + 1}/{self.run.config.epochs}"
+            self._bar.set_description(epoch, refresh=False)
+            if len(self._losses) == _LAG:
+                self._bar.set_postfix(loss=f"{float(self._losses[0]):.4f}", refresh=False)
+        self._bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Print the epoch's line."""
+        assert logs is not None
+        train, val = logs["train_metrics"], logs["val_metrics"]
+        parts = [f"loss {train['loss']:.4f}", f"iou {train['iou']:.3f}"]
+        if val:
+            parts += [f"val_loss {val['loss']:.4f}", f"val_iou {val['iou']:.3f}"]
+        parts += [f"lr {logs['lr']:.2g}", f"{logs['epoch_time']:.1f} s"]
+        best = "  * best so far" if logs["improved"] else ""
+        width = 1 + int(math.log10(self.run.config.epochs))
+        line = f"epoch {epoch + 1:{width}}/{self.run.config.epochs}  {'  '.join(parts)}{best}"
+        self._bar.write(line, file=sys.stdout)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Close the bar."""
+        self._bar.close()

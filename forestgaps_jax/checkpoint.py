@@ -1,0 +1,125 @@
+"""Checkpoints of a training: the one file that knows Orbax.
+
+A checkpoint holds arrays and JSON; opening one runs no code.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orbax.checkpoint import v1 as ocp
+
+from forestgaps_jax.state import TrainState
+
+_SAVE = ocp.training.save_decision_policies
+_KEEP = ocp.training.preservation_policies
+_SCORE = "score"
+
+
+class Checkpoint(NamedTuple):
+    """What `restore` gives back."""
+
+    state: TrainState
+    info: dict[str, Any]
+
+
+class Checkpointer:
+    """Writes checkpoints of one run in the background, and keeps the newest and the best.
+
+    Use it as a context manager: leaving it waits for the last save.
+
+    Args:
+        folder: where checkpoints lie, one subfolder a step.
+    """
+
+    def __init__(self, folder: str | Path):
+        best = _KEEP.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        self._manager = ocp.training.Checkpointer(
+            Path(folder).absolute(),
+            save_decision_policy=_SAVE.FixedIntervalPolicy(1),
+            preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(1), best]),
+        )
+
+    def save(self, state: TrainState, info: dict[str, Any], score: float | None = None) -> None:
+        """Copy the state to the host and write it in the background.
+
+        Args:
+            state: what to save.
+            info: JSON to save beside it.
+            score: how good it is, the higher the better; None or NaN never makes it the best.
+        """
+        step = int(state.step)
+        if any(checkpoint.step == step for checkpoint in self._manager.checkpoints):
+            return
+        metrics = None if score is None or score != score else {_SCORE: score}
+        self._manager.save_async(step, _arrays(state), metrics=metrics, custom_metadata=info)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the last save, and let go of the folder."""
+        self._manager.close()
+
+
+def latest(folder: str | Path) -> int | None:
+    """Step of the newest checkpoint in a folder; None where there is none."""
+    return max((step for step, _ in _scores(folder)), default=None)
+
+
+def best(folder: str | Path) -> int | None:
+    """Step of the best checkpoint in a folder; the newest where none has a score."""
+    scored = [(score, step) for step, score in _scores(folder) if score is not None]
+    return max(scored)[1] if scored else latest(folder)
+
+
+def restore(folder: str | Path, state: TrainState, step: int | None = None) -> Checkpoint:
+    """Read a checkpoint into a state of the same structure.
+
+    Args:
+        folder: where checkpoints lie.
+        state: gives the structure, shapes and ``apply``; its values are not used.
+        step: which one; None for the newest.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint; says which there are.
+        ValueError: the checkpoint is of another model or optimizer.
+    """
+    steps = [s for s, _ in _scores(folder)]
+    if not steps or (step is not None and step not in steps):
+        raise FileNotFoundError(
+            f"no checkpoint{'' if step is None else f' {step}'} in {folder}; there are: {steps}"
+        )
+    step = max(steps) if step is None else step
+    with _reader(folder) as manager:
+        info = manager.metadata(step).custom_metadata
+        try:
+            arrays = manager.load(step, _arrays(state))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"checkpoint {step} in {folder} does not fit this model: {error}") from error
+    return Checkpoint(TrainState(**arrays, apply=state.apply), dict(info or {}))
+
+
+def _arrays(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("step", "params", "model_state", "opt_state", "rng")}
+
+
+def _reader(folder: str | Path) -> ocp.training.Checkpointer:
+    return ocp.training.Checkpointer(
+        Path(folder).absolute(),
+        save_decision_policy=_SAVE.FixedIntervalPolicy(1),
+        preservation_policy=_KEEP.PreserveAll(),
+    )
+
+
+def _scores(folder: str | Path) -> list[tuple[int, float | None]]:
+    if not Path(folder).is_dir():
+        return []
+    with _reader(folder) as manager:
+        return [(c.step, _score(c.metrics) if c.metrics else None) for c in manager.checkpoints]
+
+
+def _score(metrics: Any) -> float:
+    return metrics[_SCORE]

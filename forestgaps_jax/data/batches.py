@@ -1,0 +1,116 @@
+"""What a user's loader yields, made into a checked `Batch`."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from forestgaps_jax.types import Batch
+
+DEFAULT_THRESHOLD = 10.0
+"""Metres; of a batch that names no threshold."""
+
+
+def as_batch(item: Any) -> Batch:
+    """Check a batch and give it its types.
+
+    Args:
+        item: a `Batch`, a mapping with ``dsm``, ``mask``, ``threshold`` and perhaps ``valid``, or a tuple
+            ``(dsm, mask[, threshold[, valid]])``. Images are ``[batch, height, width, 1]`` or
+            ``[batch, height, width]``, of NumPy, jax or anything that NumPy can read. A threshold may be one
+            number for all; without one it is 10 m.
+
+    Returns:
+        The batch, with NaN in the DSM where a pixel is not valid: what stands there is nobody's height.
+
+    Raises:
+        TypeError: not one of these.
+        ValueError: shapes that do not fit.
+    """
+    parts = _parts(item)
+    dsm = _image("dsm", parts["dsm"], np.float32)
+    mask = _image("mask", parts["mask"], np.float32)
+    valid = parts.get("valid")
+    valid = None if valid is None else _image("valid", valid, np.bool_)
+    for name, image in (("mask", mask), ("valid", valid)):
+        if image is not None and image.shape != dsm.shape:
+            raise ValueError(f"{name} has shape {image.shape}, dsm {dsm.shape}: must be the same")
+    if valid is not None:
+        dsm = (jnp if isinstance(dsm, jax.Array) else np).where(valid, dsm, np.float32(np.nan))
+    return Batch(dsm, mask, as_thresholds(parts.get("threshold"), dsm.shape[0]), valid)
+
+
+def as_images(name: str, images: Any) -> Any:
+    """Images as float32 ``[batch, height, width, 1]``; ``[batch, height, width]`` gets its channel."""
+    return _image(name, images, np.float32)
+
+
+def as_thresholds(threshold: Any, batch_size: int) -> Any:
+    """Thresholds as float32 ``[batch]``, from one number or one a sample; None is 10 m."""
+    if threshold is None:
+        logging.getLogger(__name__).warning("a batch without thresholds: %g m is taken", DEFAULT_THRESHOLD)
+        threshold = DEFAULT_THRESHOLD
+    values = _array(threshold, np.float32)
+    if values.ndim == 0:
+        return np.full(batch_size, values, np.float32)
+    if values.shape not in ((batch_size,), (batch_size, 1)):
+        raise ValueError(f"threshold has shape {values.shape}: must be one number or ({batch_size},)")
+    return values.reshape(batch_size)
+
+
+def fill_up(batch: Batch, batch_size: int) -> Batch:
+    """Repeat samples of a smaller batch up to ``batch_size``, the repeats without a valid pixel.
+
+    So every batch has one shape, for which one function is compiled, and nothing counts twice.
+
+    Raises:
+        ValueError: the batch is larger.
+    """
+    size = batch.dsm.shape[0]
+    valid = np.ones(batch.dsm.shape, bool) if batch.valid is None else batch.valid
+    if size > batch_size:
+        raise ValueError(
+            f"a batch of {size} samples after one of {batch_size}: the first must be the largest"
+        )
+    if size == batch_size:
+        return Batch(batch.dsm, batch.mask, batch.threshold, valid)
+    slots = np.arange(batch_size)
+    real = (slots < size)[:, None, None, None]
+    dsm, mask, threshold, valid = (x[slots % size] for x in (batch.dsm, batch.mask, batch.threshold, valid))
+    return Batch(dsm, mask, threshold, valid & real)
+
+
+def _parts(item: Any) -> dict[str, Any]:
+    names = ("dsm", "mask", "threshold", "valid")
+    if isinstance(item, Batch):
+        return {name: getattr(item, name) for name in names}
+    if isinstance(item, Mapping):
+        missing, unknown = {"dsm", "mask"} - item.keys(), item.keys() - set(names)
+        if missing or unknown:
+            raise ValueError(f"a batch with keys {sorted(item)}: must be dsm, mask, threshold[, valid]")
+        return dict(item)
+    if isinstance(item, tuple | list) and 2 <= len(item) <= 4:
+        return dict(zip(names, item, strict=False))
+    raise TypeError(
+        f"a batch of type {type(item).__name__}: must be a mapping with dsm, mask, threshold[, valid] "
+        "or a tuple (dsm, mask[, threshold[, valid]])"
+    )
+
+
+def _image(name: str, image: Any, dtype: type) -> Any:
+    array = _array(image, dtype)
+    if array.ndim == 3:
+        return array[..., None]
+    if array.ndim == 4 and array.shape[-1] == 1:
+        return array
+    hint = ""
+    if array.ndim == 4 and array.shape[1] == 1:
+        hint = f"; these are channels first: pass {name}.transpose(0, 2, 3, 1)"
+    raise ValueError(f"{name} has shape {array.shape}: must be [batch, height, width, 1]{hint}")
+
+
+def _array(values: Any, dtype: type) -> Any:
+    return values.astype(dtype) if isinstance(values, jax.Array) else np.asarray(values, dtype)

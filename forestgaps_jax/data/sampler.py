@@ -1,0 +1,132 @@
+"""Batches cut on the device, inside the compiled step, from rasters that live there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from forestgaps_jax.data.augment import turn_at_random
+from forestgaps_jax.types import Batch, Site
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rasters:
+    """The heights of several sites of any shape, end to end, on the device; NaN where not known."""
+
+    dsm: Float[Array, " pixels"]
+    chm: Float[Array, " pixels"]
+    start: Int[Array, " sites"]
+    width: Int[Array, " sites"]
+
+    @staticmethod
+    def from_sites(sites: Sequence[Site]) -> "Rasters":
+        """Put the sites on the device.
+
+        Raises:
+            ValueError: together they have 2^31 pixels or more.
+        """
+        sizes = [site.dsm.size for site in sites]
+        if sum(sizes) >= 2**31:
+            raise ValueError(f"the sites have {sum(sizes)} pixels together: must be below 2^31")
+        return Rasters(
+            dsm=jnp.asarray(np.concatenate([site.dsm.ravel() for site in sites])),
+            chm=jnp.asarray(np.concatenate([site.chm.ravel() for site in sites])),
+            start=jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32),
+            width=jnp.asarray([site.shape[1] for site in sites], jnp.int32),
+        )
+
+    def cut(self, places: Int[Array, "batch 3"], size: int) -> Float[Array, "batch size size 2"]:
+        """DSM and CHM of square tiles at (site, first row, first column)."""
+        site, row, column = places.T
+        rows = row[:, None] + jnp.arange(size)
+        starts = self.start[site, None] + rows * self.width[site, None] + column[:, None]
+
+        def line(raster: Array, start: Array) -> Array:
+            return jax.lax.dynamic_slice(raster, (start,), (size,))
+
+        lines = jax.vmap(jax.vmap(line, (None, 0)), (None, 0))
+        return jnp.stack([lines(self.dsm, starts), lines(self.chm, starts)], axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TileSampler:
+    """Batches as a pure function of the step (see `forestgaps_jax.types.Sampler`).
+
+    For training, an epoch is a permutation of the tiles drawn from (key, epoch); each tile comes once, is
+    turned at random and gets a threshold at random. For evaluation (``shuffle=False``) tiles come in order,
+    unturned, once for each threshold. The last batch is filled up with tiles whose pixels are not valid,
+    so that it has the shape of the others and counts nothing twice.
+
+    Attributes:
+        rasters: the heights.
+        places: site, row and column of each tile.
+        key: what the order and all draws are folded from.
+        tile_size: side of a tile, pixels.
+        batch_size: tiles in a batch.
+        thresholds: canopy heights, metres.
+        threshold_range: draw training thresholds evenly from here instead; metres.
+        shuffle: a training sampler.
+        augment: turn training tiles.
+    """
+
+    rasters: Rasters
+    places: Int[Array, "tiles 3"]
+    key: PRNGKeyArray
+    tile_size: int = field(metadata={"static": True})
+    batch_size: int = field(metadata={"static": True})
+    thresholds: tuple[float, ...] = field(metadata={"static": True})
+    threshold_range: tuple[float, float] | None = field(default=None, metadata={"static": True})
+    shuffle: bool = field(default=False, metadata={"static": True})
+    augment: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the tiles (for evaluation: at every threshold)."""
+        return -(-self._slots // self.batch_size)
+
+    @property
+    def _slots(self) -> int:
+        return self.places.shape[0] * (1 if self.shuffle else len(self.thresholds))
+
+    def sample(self, step: Int[Array, ""]) -> Batch:
+        """The batch of a global step; traceable."""
+        epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
+        slots = position * self.batch_size + jnp.arange(self.batch_size)
+        used, slots = slots < self._slots, slots % self._slots
+        if self.shuffle:
+            return self._training_batch(epoch, step, slots, used)
+        tiles = self.rasters.cut(self.places[slots % self.places.shape[0]], self.tile_size)
+        listed = jnp.asarray(self.thresholds, jnp.float32)
+        return _label(tiles, listed[slots // self.places.shape[0]], used)
+
+    def _training_batch(self, epoch: Array, step: Array, slots: Array, used: Array) -> Batch:
+        order_key, draw_key = jax.random.split(self.key)
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
+        turn_key, threshold_key = jax.random.split(jax.random.fold_in(draw_key, step))
+        tiles = self.rasters.cut(self.places[order[slots]], self.tile_size)
+        if self.augment:
+            tiles = turn_at_random(tiles, turn_key)
+        return _label(tiles, self._draw_thresholds(threshold_key), used)
+
+    def _draw_thresholds(self, key: PRNGKeyArray) -> Float[Array, " batch"]:
+        if self.threshold_range is None:
+            return jax.random.choice(key, jnp.asarray(self.thresholds, jnp.float32), (self.batch_size,))
+        low, high = self.threshold_range
+        return jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
+
+
+def _label(
+    tiles: Float[Array, "batch size size 2"], threshold: Float[Array, " batch"], used: Bool[Array, " batch"]
+) -> Batch:
+    dsm, chm = tiles[..., :1], tiles[..., 1:]
+    return Batch(
+        dsm=dsm,
+        mask=(chm < threshold[:, None, None, None]).astype(jnp.float32),
+        threshold=threshold,
+        valid=jnp.isfinite(dsm) & jnp.isfinite(chm) & used[:, None, None, None],
+    )

@@ -1,0 +1,168 @@
+"""Where tiles lie, and which of them train, validate and test: no pixel serves two of these."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from forestgaps_jax.config import Config
+from forestgaps_jax.data.ground import Rectangle, pixels_inside, pixels_touched, shared_grounds
+from forestgaps_jax.types import Site
+
+Places = Int32[np.ndarray, "tiles 3"]
+"""Site, first row and first column of each tile."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Tiles by what they are for."""
+
+    train: Places
+    val: Places
+    test: Places
+
+
+def split_blocks(sites: Sequence[Site], config: Config) -> Split:
+    """Deal square blocks of ground to training, validation and test, and lay tiles into them.
+
+    Rasters that show the same ground (they overlap in one CRS) share their blocks, whatever their pixel
+    size, so a place that tests in one never trains in the other. Validation and test tiles lie side by
+    side inside their blocks. Training tiles lie anywhere, overlapping, as long as no pixel of them is
+    within ``config.split_buffer`` of a validation or test block.
+
+    Args:
+        sites: rasters to tile.
+        config: ``tile_size``, ``tile_overlap``, ``min_valid_fraction``, ``block_size``, ``split_buffer``,
+            ``val_fraction``, ``test_fraction``, ``seed``.
+
+    Raises:
+        ValueError: the sites are too small for the three parts; says what to change.
+    """
+    blocks = [block for ground in shared_grounds(sites) for block in _blocks(sites, ground, config)]
+    tiles = [_tiles_in_block(sites, block, config) for block in blocks]
+    usable = [i for i, places in enumerate(tiles) if len(places)]
+    val, test = _deal(usable, config)
+    train = _training_tiles(sites, [blocks[i] for i in val + test], config)
+    if not len(train):
+        raise ValueError(
+            "no training tile lies clear of the validation and test blocks: "
+            f"make tile_size (now {config.tile_size} px) or split_buffer (now {config.split_buffer:g} m) "
+            "smaller, or give more sites"
+        )
+    return Split(train, *(_join([tiles[i] for i in part]) for part in (val, test)))
+
+
+def all_tiles(sites: Sequence[Site], config: Config) -> Places:
+    """Tiles side by side over whole sites, those with too few valid pixels left out.
+
+    Raises:
+        ValueError: no site holds a tile.
+    """
+    places = _join(
+        [_tiles_in_block(sites, _Block(Rectangle.of(site), (i,)), config) for i, site in enumerate(sites)]
+    )
+    if not len(places):
+        raise ValueError(f"no site holds a valid tile of {config.tile_size} px: make tile_size smaller")
+    return places
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A piece of ground and the sites that show it."""
+
+    rectangle: Rectangle
+    sites: tuple[int, ...]
+
+
+def _blocks(sites: Sequence[Site], ground: tuple[int, ...], config: Config) -> list[_Block]:
+    tile = config.tile_size * max(sites[i].grid.resolution for i in ground)
+    side = config.block_size or 2 * tile
+    if side < tile:
+        raise ValueError(f"block_size = {side:g} m is smaller than a tile of {tile:g} m")
+    whole = Rectangle.around([Rectangle.of(sites[i]) for i in ground])
+    return [_Block(rectangle, ground) for rectangle in whole.divide(side)]
+
+
+def _tiles_in_block(sites: Sequence[Site], block: _Block, config: Config) -> Places:
+    size, found = config.tile_size, []
+    for index in block.sites:
+        top, left, bottom, right = pixels_inside(block.rectangle, sites[index])
+        rows, columns = (
+            first + (last - first) % size // 2 + np.arange(max(last - first, 0) // size) * size
+            for first, last in ((top, bottom), (left, right))
+        )
+        found.append(
+            _valid_tiles(sites[index], index, rows, columns, np.ones(sites[index].shape, bool), config)
+        )
+    return _join(found)
+
+
+def _training_tiles(sites: Sequence[Site], kept_out: Sequence[_Block], config: Config) -> Places:
+    size, found = config.tile_size, []
+    stride = max(1, round(size * (1 - config.tile_overlap)))
+    for index, site in enumerate(sites):
+        free = np.ones(site.shape, bool)
+        for block in kept_out:
+            if index in block.sites:
+                grown = block.rectangle.grow(config.split_buffer)
+                top, left, bottom, right = pixels_touched(grown, site)
+                free[top:bottom, left:right] = False
+        # The last tile is flush with the edge, so that the edge trains too.
+        rows, columns = (
+            np.unique(np.append(np.arange(0, length - size + 1, stride), length - size))
+            if length >= size
+            else np.arange(0)
+            for length in site.shape
+        )
+        found.append(_valid_tiles(site, index, rows, columns, free, config))
+    return _join(found)
+
+
+def _valid_tiles(
+    site: Site,
+    index: int,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    free: Bool[np.ndarray, "height width"],
+    config: Config,
+) -> Places:
+    """Those tiles of the grid ``rows x columns`` that are wholly free and valid enough."""
+    area = config.tile_size**2
+    row, column = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
+    keep = _sum_in_tiles(free, row, column, config.tile_size) == area
+    keep &= _sum_in_tiles(site.valid, row, column, config.tile_size) >= max(
+        config.min_valid_fraction * area, 1
+    )
+    places = np.stack([np.full(row.shape, index), row, column], axis=1)
+    return places[keep].astype(np.int32)
+
+
+def _sum_in_tiles(raster: np.ndarray, row: np.ndarray, column: np.ndarray, size: int) -> np.ndarray:
+    """Number of True pixels in each tile, from a summed-area table."""
+    table = np.pad(raster.astype(np.int64), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    last_row, last_column = row + size, column + size
+    return (
+        table[last_row, last_column] - table[row, last_column] - table[last_row, column] + table[row, column]
+    )
+
+
+def _deal(usable: list[int], config: Config) -> tuple[list[int], list[int]]:
+    """Blocks for validation and for test, drawn by the seed; a part that is wanted gets one at least."""
+    counts = [
+        max(1, math.floor(fraction * len(usable) + 0.5)) if fraction else 0
+        for fraction in (config.val_fraction, config.test_fraction)
+    ]
+    if len(usable) <= sum(counts):
+        raise ValueError(
+            f"the sites hold {len(usable)} block(s) with valid tiles, too few to train on one and keep "
+            f"{counts[0]} for validation and {counts[1]} for test: make tile_size (now {config.tile_size} px) "
+            "or block_size smaller, give more or larger sites, or set val_fraction or test_fraction to 0"
+        )
+    order = [usable[i] for i in np.random.default_rng(config.seed).permutation(len(usable))]
+    return order[: counts[0]], order[counts[0] : sum(counts)]
+
+
+def _join(places: list[Places]) -> Places:
+    return np.concatenate([np.zeros((0, 3), np.int32), *places])

@@ -1,0 +1,135 @@
+"""Pictures of tiles, scores and trainings; each function returns a matplotlib Figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Num
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ERROR_COLOURS = {
+    "right: gap": "#2a9d8f",
+    "right: canopy": "#e9ecef",
+    "false gap": "#e76f51",
+    "missed gap": "#264653",
+}
+_CHANGE = 0.5  # probability above which gap is predicted
+
+
+def hillshade(
+    dsm: Float[np.ndarray, "height width"], resolution: float = 1.0
+) -> Float[np.ndarray, "height width"]:
+    """Light from the north-west on a surface, 0 (dark) to 1; NaN where the surface is not known.
+
+    Args:
+        dsm: heights, metres; NaN where not known.
+        resolution: pixel size, metres.
+    """
+    south, east = np.gradient(dsm.astype(float), resolution)
+    azimuth, altitude = np.radians(315.0), np.radians(45.0)
+    # Light direction (east, north, up) against the normal (-east slope, -north slope, 1).
+    light = np.array([np.sin(azimuth), np.cos(azimuth), np.tan(altitude)])
+    light /= np.linalg.norm(light)
+    shade = (-east * light[0] + south * light[1] + light[2]) / np.sqrt(1.0 + east**2 + south**2)
+    return np.clip(shade, 0.0, 1.0)
+
+
+def plot_tiles(
+    dsm: Num[np.ndarray, "tiles height width"],
+    truth: Num[np.ndarray, "tiles height width"],
+    probability: Num[np.ndarray, "tiles height width"],
+    threshold: Sequence[float],
+    valid: Num[np.ndarray, "tiles height width"] | None = None,
+    resolution: float = 1.0,
+) -> "Figure":
+    """A row for each tile: hillshade of the surface, true gaps, predicted probability, errors.
+
+    Args:
+        dsm: surface heights, metres.
+        truth: 1 where there is gap.
+        probability: predicted probability of gap.
+        threshold: height threshold of each tile, metres.
+        valid: pixels that count; None for all.
+        resolution: pixel size, metres.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    count, size = len(dsm), 2.6
+    figure = _new_figure(4 * size, count * size + 0.6)
+    axes = figure.subplots(count, 4, squeeze=False)
+    for row, axis in enumerate(axes):
+        known = np.isfinite(dsm[row]) if valid is None else valid[row].astype(bool)
+        shown = [np.where(known, image, np.nan) for image in (truth[row], probability[row])]
+        axis[0].imshow(hillshade(dsm[row], resolution), cmap="gray", vmin=0, vmax=1)
+        axis[1].imshow(shown[0], cmap="YlGn_r", vmin=0, vmax=1)
+        image = axis[2].imshow(shown[1], cmap="viridis", vmin=0, vmax=1)
+        found, gap = probability[row] > _CHANGE, truth[row] > _CHANGE
+        error = np.select([found & gap, ~found & ~gap, found & ~gap], [0.0, 1.0, 2.0], 3.0)
+        axis[3].imshow(
+            np.where(known, error, np.nan),
+            cmap=ListedColormap(list(_ERROR_COLOURS.values())),
+            vmin=-0.5,
+            vmax=3.5,
+        )
+        axis[0].set_ylabel(f"below {threshold[row]:g} m")
+        figure.colorbar(image, ax=axis[2], fraction=0.05)
+    for axis, title in zip(axes[0], ("surface (hillshade)", "true gaps", "P(gap)", "errors"), strict=True):
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    patches = [Patch(color=colour, label=name) for name, colour in _ERROR_COLOURS.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def plot_thresholds(
+    scores: Mapping[str, Mapping[str, Any]], names: Sequence[str] = ("iou", "f1")
+) -> "Figure":
+    """Metrics over the height thresholds, a line for each predictor.
+
+    Args:
+        scores: metrics by the predictor's name, as `evaluate` gives them.
+        names: a panel for each metric.
+    """
+    figure = _new_figure(4.2 * len(names), 3.4)
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for axis, metric in zip(axes, names, strict=True):
+        for label, metrics in scores.items():
+            rows = metrics["threshold_metrics"]
+            axis.plot(list(rows), [row[metric] for row in rows.values()], "o-", label=label.replace("_", " "))
+        axis.set(xlabel="height threshold (m)", title=f"gap {_title(metric)}", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def plot_history(history: Mapping[str, Sequence[Any]]) -> "Figure":
+    """Loss, gap IoU and learning rate over the epochs of a training."""
+    figure = _new_figure(11.0, 3.2)
+    loss, iou, rate = figure.subplots(1, 3)
+    epochs = np.arange(1, len(history["lr"]) + 1)
+    for phase in ("train", "val"):
+        loss.plot(epochs, history[f"{phase}_loss"], "o-", markersize=3, label=phase)
+        values = [metrics.get("iou", np.nan) for metrics in history[f"{phase}_metrics"]]
+        iou.plot(epochs, values, "o-", markersize=3, label=phase)
+    rate.plot(epochs, history["lr"], "o-", markersize=3, color="C2")
+    rate.set(yscale="log")
+    for axis, title in ((loss, "loss"), (iou, "gap IoU"), (rate, "learning rate")):
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    loss.legend(frameon=False)
+    return figure
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _title(metric: str) -> str:
+    return {"iou": "IoU", "f1": "F1"}.get(metric, metric)

@@ -1,0 +1,84 @@
+"""A model's scores beside those of what needs no training, on the same pixels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from forestgaps_jax.config import Config
+from forestgaps_jax.data.tiles import Places
+from forestgaps_jax.inference.baseline import opening_baseline
+from forestgaps_jax.metrics import summarize_rows
+from forestgaps_jax.types import Site
+
+COLUMNS = ("iou", "f1", "precision", "recall")
+"""Metrics in the table."""
+
+
+def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> dict[str, dict[str, Any]]:
+    """Score the grey opening and the answer "all is gap" on given tiles.
+
+    The opening sees the whole site, not only the tile.
+
+    Args:
+        sites: rasters.
+        places: site, first row and first column of each tile.
+        config: ``tile_size`` and ``thresholds``.
+
+    Returns:
+        ``{"opening": metrics, "all_gap": metrics}``, metrics as `evaluate` gives them, without a loss.
+    """
+    height = {
+        index: opening_baseline(sites[index].dsm, sites[index].grid.resolution)
+        for index in np.unique(places[:, 0])
+    }
+    rows = {"opening": [], "all_gap": []}
+    for threshold in config.thresholds:
+        opening, everything = np.zeros(4, np.int64), np.zeros(4, np.int64)
+        for index, row, column in places:
+            window = np.s_[row : row + config.tile_size, column : column + config.tile_size]
+            truth, valid = sites[index].chm[window] < threshold, sites[index].valid[window]
+            opening += _confusion(height[index][window] < threshold, truth, valid)
+            everything += _confusion(np.ones_like(truth), truth, valid)
+        rows["opening"].append(opening)
+        rows["all_gap"].append(everything)
+    samples = np.full(len(config.thresholds), len(places))
+    return {
+        name: summarize_rows(np.stack(counts), config.thresholds, samples) for name, counts in rows.items()
+    }
+
+
+def mean_iou_over_thresholds(metrics: Mapping[str, Any]) -> float:
+    """Mean gap IoU over the thresholds where it is defined."""
+    return float(np.nanmean([m["iou"] for m in metrics["threshold_metrics"].values()]))
+
+
+def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The scores of several predictors per threshold, as lines of text.
+
+    Args:
+        scores: metrics by the predictor's name, as `evaluate` and `score_baselines` give them.
+    """
+    first = next(iter(scores.values()))["threshold_metrics"]
+    width = 7 * len(COLUMNS)
+    lines = [
+        "".join([" " * 16, *(f"   {name.replace('_', ' '):<{width - 1}}" for name in scores)]),
+        "".join([" height     gaps ", *(f"{'IoU':>8}{'F1':>7}{'prec.':>7}{'recall':>7} " for _ in scores)]),
+    ]
+    for threshold in first:
+        cells = [f"{threshold:5g} m {first[threshold]['gap_proportion']:8.1%} "]
+        for metrics in scores.values():
+            values = [metrics["threshold_metrics"][threshold][column] for column in COLUMNS]
+            cells.append(" " + "".join(f"{value:7.3f}" for value in values) + " ")
+        lines.append("".join(cells))
+    means = [f" {mean_iou_over_thresholds(metrics):7.3f}{'':{width - 6}}" for metrics in scores.values()]
+    lines.append("".join([" mean IoU       ", *means]).rstrip())
+    return "\n".join(lines)
+
+
+def _confusion(
+    predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]
+) -> Int[np.ndarray, "4"]:
+    cells = predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth
+    return np.array([np.count_nonzero(cell & valid) for cell in cells])

@@ -1,0 +1,245 @@
+"""The training loop: the only place where Python counts epochs and steps."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from forestgaps_jax.callbacks import (
+    Callback,
+    CallbackList,
+    CheckpointingCallback,
+    LoggingCallback,
+    Monitor,
+    ProgressBar,
+    Run,
+)
+from forestgaps_jax.config import Config
+from forestgaps_jax.data.batches import as_batch, as_images, as_thresholds, fill_up
+from forestgaps_jax.metrics import summarize_counts
+from forestgaps_jax.optimization import create_scheduler
+from forestgaps_jax.state import TrainState
+from forestgaps_jax.steps import Totals, TrainStep, make_eval_step, make_train_step, predict_step
+from forestgaps_jax.types import BatchSource, Data, Sampler
+
+_RUN_AHEAD = 2
+"""Steps that the host may be ahead of the device: enough to keep it busy, too few to fill its memory."""
+
+
+def train(
+    state: TrainState,
+    config: Config,
+    data: Data | Mapping[str, Any],
+    callbacks: Sequence[Callback] | None = None,
+) -> tuple[TrainState, dict[str, list[Any]]]:
+    """Train up to ``config.epochs`` epochs.
+
+    Training goes on from ``state.step``: a new state starts at the first epoch, the state of a finished run
+    is returned as it is.
+
+    Args:
+        state: where to start, from `create_state`; it stays usable.
+        config: the settings.
+        data: a `Data`, or a mapping with ``train`` and perhaps ``val``: each a sampler, or an iterable that
+            can be read again every epoch and yields batches (see `forestgaps_jax.data.as_batch`).
+        callbacks: hooks, after those that come by default (progress bar; for a run with a name its logs
+            and checkpoints).
+
+    Returns:
+        The trained state, and the history: ``train_loss``, ``val_loss``, ``train_metrics``, ``val_metrics``,
+        ``lr`` (of the epoch's last step) and ``epoch_times`` (seconds), one entry an epoch.
+
+    Raises:
+        ValueError: settings or data that cannot train; before anything is compiled where possible.
+        TypeError: a callback that could never be called rightly.
+    """
+    config.validate()
+    data = as_data(data)
+    steps = steps_per_epoch(data.train, config)
+    # The step gives its buffers away; the caller keeps theirs.
+    run = Run(config, jax.tree.map(jnp.copy, state), steps)
+    run.history.update({name: [] for name in HISTORY})
+    hooks = CallbackList([*default_callbacks(config), *(callbacks or ())], run)
+    monitor = Monitor(config.monitor_metric)
+    hooks.fire("on_train_begin", config=config)
+    try:
+        for epoch in range(int(state.step) // steps, config.epochs):
+            _run_epoch(run, hooks, data, monitor, epoch)
+            if run.stop_reason is not None:
+                break
+    finally:
+        hooks.fire(
+            "on_train_end",
+            history=run.history,
+            best_metrics={monitor.name: monitor.best},
+            stop_reason=run.stop_reason,
+        )
+    return run.state, run.history
+
+
+HISTORY = ("train_loss", "val_loss", "train_metrics", "val_metrics", "lr", "epoch_times")
+"""Keys of the history."""
+
+
+def evaluate(
+    state: TrainState, config: Config, batches: BatchSource, callbacks: Sequence[Callback] | None = None
+) -> dict[str, Any]:
+    """Score a state.
+
+    Args:
+        state: what to score.
+        config: gives the loss and the list of thresholds.
+        batches: a sampler or an iterable of batches.
+        callbacks: hooks for the test events.
+
+    Returns:
+        ``loss``, the metrics of all pixels, ``confusion_matrix`` and ``threshold_metrics``, as plain Python
+        values; pixels of unlisted thresholds count in the whole, not in a threshold.
+
+    Raises:
+        ValueError: there is no batch, or one of a wrong shape.
+    """
+    hooks = CallbackList(callbacks or (), Run(config, state, 0))
+    return _evaluate(state, config, batches, hooks, "test")
+
+
+def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, "batch height width 1"]:
+    """Gap probabilities.
+
+    Args:
+        state: what predicts.
+        dsm: surface height ``[batch, height, width, 1]`` or ``[batch, height, width]``, metres, NaN where
+            not known.
+        threshold: canopy height, metres: one for all, or ``[batch]``.
+
+    Returns:
+        ``[batch, height, width, 1]`` float32, also where the surface is not known.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    images = as_images("dsm", dsm)
+    return predict_step(state, images, as_thresholds(threshold, images.shape[0]))
+
+
+def default_callbacks(config: Config) -> list[Callback]:
+    """What `train` hooks in by itself."""
+    bar = [ProgressBar()] if config.use_progress_bar else []
+    return [*bar, LoggingCallback(), CheckpointingCallback()] if config.name else [*bar]
+
+
+def as_data(data: Data | Mapping[str, Any]) -> Data:
+    """A mapping with keys train, val and test as `Data`."""
+    if isinstance(data, Data):
+        return data
+    if not isinstance(data, Mapping) or "train" not in data or set(data) - {"train", "val", "test"}:
+        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"data is {given}: must be a Data or a mapping with train[, val, test]")
+    return Data(**data)
+
+
+def steps_per_epoch(source: BatchSource, config: Config) -> int:
+    """Batches in an epoch of a training source; one without a length is read once to count them.
+
+    Raises:
+        ValueError: it yields nothing, or only once while there are several epochs.
+    """
+    if isinstance(source, Sampler):
+        return source.steps_per_epoch
+    if isinstance(source, Iterator):
+        raise ValueError(
+            f"data.train is a {type(source).__name__}, which can be read only once: "
+            "give a list of batches, or an object whose __iter__ starts anew"
+        )
+    steps = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)  # type: ignore[arg-type]
+    if not steps:
+        raise ValueError("data.train yields no batch")
+    return steps
+
+
+def _run_epoch(run: Run, hooks: CallbackList, data: Data, monitor: Monitor, epoch: int) -> None:
+    config, start = run.config, time.perf_counter()
+    hooks.fire("on_epoch_begin", epoch)
+    train_metrics = _train_epoch(run, hooks, data.train, epoch)
+    if train_metrics is None:
+        return
+    val_metrics: dict[str, Any] = {}
+    if data.val is not None:
+        val_metrics = _evaluate(run.state, config, data.val, hooks, "validation")
+    schedule = create_scheduler(config, run.steps_per_epoch)
+    logs = {
+        "train_metrics": train_metrics,
+        "val_metrics": val_metrics,
+        "lr": float(schedule((epoch + 1) * run.steps_per_epoch - 1)),
+    }
+    logs |= {"improved": monitor.update(logs), "epoch_time": time.perf_counter() - start}
+    losses = train_metrics["loss"], val_metrics.get("loss", float("nan"))
+    entry = (*losses, train_metrics, val_metrics, logs["lr"], logs["epoch_time"])
+    for name, value in zip(HISTORY, entry, strict=True):
+        run.history[name].append(value)
+    hooks.fire("on_epoch_end", epoch, **logs)
+
+
+def _train_epoch(run: Run, hooks: CallbackList, source: BatchSource, epoch: int) -> dict[str, Any] | None:
+    """Train to the end of the epoch; its metrics, or None where a callback stopped within it."""
+    step: TrainStep = make_train_step(run.config, run.steps_per_epoch)
+    totals, in_flight = Totals.zeros(run.config.thresholds), deque[Array]()
+    first = int(run.state.step) % run.steps_per_epoch
+    for number, batch in enumerate(_batches(source, first), first):
+        hooks.fire("on_batch_begin", number, epoch=epoch)
+        run.state, totals, logs = step(run.state, totals, batch)
+        _wait(in_flight, logs.loss)
+        size = run.config.batch_size if isinstance(batch, Sampler) else batch.dsm.shape[0]
+        hooks.fire("on_batch_end", number, epoch=epoch, metrics=logs._asdict(), batch_size=size)
+        if run.stop_reason is not None and number + 1 < run.steps_per_epoch:
+            return None
+    return _summary(totals, run.config)
+
+
+def _evaluate(
+    state: TrainState, config: Config, source: BatchSource, hooks: CallbackList, phase: str
+) -> dict[str, Any]:
+    step, totals, in_flight = make_eval_step(config), Totals.zeros(config.thresholds), deque[Array]()
+    hooks.fire(f"on_{phase}_begin")
+    number = -1
+    for number, batch in enumerate(_batches(source)):
+        hooks.fire(f"on_{phase}_batch_begin", number)
+        totals, loss = step(state, totals, batch, np.int32(number))
+        _wait(in_flight, loss)
+        hooks.fire(f"on_{phase}_batch_end", number, metrics={"loss": loss})
+    if number < 0:
+        raise ValueError(f"there is no {phase} batch")
+    metrics = _summary(totals, config)
+    hooks.fire(f"on_{phase}_end", metrics=metrics)
+    return metrics
+
+
+def _batches(source: BatchSource, first: int = 0) -> Iterable[Any]:
+    """What the compiled step takes, from batch number ``first`` on: the sampler again and again, or batches."""
+    if isinstance(source, Sampler):
+        yield from repeat(source, source.steps_per_epoch - first)
+        return
+    size = 0
+    for item in islice(source, first, None):
+        batch = as_batch(item)
+        size = size or batch.dsm.shape[0]
+        yield fill_up(batch, size)
+
+
+def _wait(in_flight: deque[Array], loss: Array) -> None:
+    """Wait for the step before the last ones: it is done, or all but, and the device never idles."""
+    in_flight.append(loss)
+    if len(in_flight) > _RUN_AHEAD:
+        in_flight.popleft().block_until_ready()
+
+
+def _summary(totals: Totals, config: Config) -> dict[str, Any]:
+    totals = jax.device_get(totals)
+    loss = float(totals.loss / totals.pixels) if totals.pixels else float("nan")
+    return summarize_counts(totals.counts, config.thresholds, loss)

@@ -1,0 +1,52 @@
+"""Networks by name."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flax import nnx
+
+from forestgaps_jax.config import Config
+from forestgaps_jax.models.unet import UNet
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "unet": partial(UNet, film=False),
+    "unet_film": partial(UNet, film=True),
+}
+"""What `create_model` can make; add an entry to make more."""
+
+
+def create_model(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+    """Make a network: ``model(dsm, threshold, rngs=None, train=False) -> logits``.
+
+    Args:
+        name: a key of `MODELS`.
+        rngs: the ``params`` stream initialises the weights.
+        options: arguments of the network, such as ``features`` and ``depth`` of `UNet`.
+
+    Raises:
+        ValueError: no network of this name; the error lists them.
+        TypeError: the network has no such option.
+
+    >>> model = create_model("unet_film", rngs=nnx.Rngs(0), features=4, depth=2)
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"there is no model {name!r}; {hint}there are: {', '.join(sorted(MODELS))}")
+    return MODELS[name](rngs=rngs, **options)
+
+
+def create_model_from_config(config: Config) -> nnx.Module:
+    """The network that ``config`` describes, initialised from ``config.seed``."""
+    return create_model(
+        config.model_name,
+        rngs=nnx.Rngs(config.seed),
+        features=config.features,
+        depth=config.depth,
+        norm=config.norm,
+        dropout=config.dropout,
+        drop_path_rate=config.drop_path_rate,
+        height_scale=config.height_scale,
+    )
