@@ -3,6 +3,7 @@
 A checkpoint holds arrays and JSON; opening one runs no code.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.state import TrainState
 
-_SAVE = ocp.training.save_decision_policies
 _KEEP = ocp.training.preservation_policies
 _SCORE = "score"
 
@@ -33,11 +33,7 @@ class Checkpointer:
 
     def __init__(self, folder: str | Path):
         best = _KEEP.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-        self._manager = ocp.training.Checkpointer(
-            Path(folder).absolute(),
-            save_decision_policy=_SAVE.FixedIntervalPolicy(1),
-            preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(1), best]),
-        )
+        self._manager = _open(folder, _KEEP.AnyPreservationPolicy([_KEEP.LatestN(1), best]))
 
     def save(self, state: TrainState, info: dict[str, Any], score: float | None = None) -> None:
         """Copy the state to the host and write it in the background.
@@ -50,7 +46,7 @@ class Checkpointer:
         step = int(state.step)
         if any(checkpoint.step == step for checkpoint in self._manager.checkpoints):
             return
-        metrics = None if score is None or score != score else {_SCORE: score}
+        metrics: Any = None if score is None or math.isnan(score) else {_SCORE: score}
         self._manager.save_async(step, _arrays(state), metrics=metrics, custom_metadata=info)
 
     def __enter__(self) -> "Checkpointer":
@@ -93,7 +89,7 @@ def restore(folder: str | Path, state: TrainState, step: int | None = None) -> C
             f"no checkpoint{'' if step is None else f' {step}'} in {folder}; there are: {steps}"
         )
     step = max(steps) if step is None else step
-    with _reader(folder) as manager:
+    with _open(folder, _KEEP.PreserveAll()) as manager:
         info = manager.metadata(step).custom_metadata
         try:
             arrays = manager.load(step, _arrays(state))
@@ -106,18 +102,20 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in ("step", "params", "model_state", "opt_state", "rng")}
 
 
-def _reader(folder: str | Path) -> ocp.training.Checkpointer:
+def _open(folder: str | Path, preservation_policy: Any) -> ocp.training.Checkpointer:
+    # Both policies are always given: Orbax's own default saves when it likes.
+    save_decision_policy: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
     return ocp.training.Checkpointer(
-        Path(folder).absolute(),
-        save_decision_policy=_SAVE.FixedIntervalPolicy(1),
-        preservation_policy=_KEEP.PreserveAll(),
+        str(Path(folder).absolute()),
+        save_decision_policy=save_decision_policy,
+        preservation_policy=preservation_policy,
     )
 
 
 def _scores(folder: str | Path) -> list[tuple[int, float | None]]:
     if not Path(folder).is_dir():
         return []
-    with _reader(folder) as manager:
+    with _open(folder, _KEEP.PreserveAll()) as manager:
         return [(c.step, _score(c.metrics) if c.metrics else None) for c in manager.checkpoints]
 
 

@@ -58,22 +58,18 @@ def _train(argv: list[str]) -> None:
     print(f"once more:  forestgaps-jax evaluate {folder}")
 
 
-@dataclass
-class _Evaluation:
-    checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint to score."""
-
-
 def _evaluate(argv: list[str]) -> None:
     import tyro
 
     folder, rest = _take(argv, lambda word: not word.startswith("-"))
 
     @dataclass
-    class Evaluation(_Evaluation):
-        config: Annotated[Config, tyro.conf.arg(name="")] = Config()
+    class Evaluation:
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        checkpoint: Literal["best", "last"] = "best"
+        """Which checkpoint to score."""
 
-    default = Evaluation(config=Config.from_toml(Path(folder) / "config.toml")) if folder else Evaluation()
+    default = Evaluation(Config.from_toml(Path(folder) / "config.toml") if folder else Config())
     settings = tyro.cli(
         Evaluation,
         args=rest,

@@ -148,7 +148,7 @@ class Config:
     figure_tiles: Count = 4
     """Test tiles drawn at the end."""
 
-    def __new__(cls, *args: Any, **settings: Any) -> "Config":
+    def __new__(cls, *args: Any, **settings: Any) -> "Config":  # noqa: D102 (not public)
         _refuse_unknown(settings, TypeError, "Config")
         return object.__new__(cls)
 

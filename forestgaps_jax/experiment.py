@@ -103,10 +103,10 @@ def _tile_figure(state: TrainState, config: Config, sites: Sequence[Site], sampl
     thresholds = [config.thresholds[i % len(config.thresholds)] for i in range(count)]
     tiles = np.asarray(sampler.rasters.cut(sampler.places[chosen], config.tile_size))
     dsm, chm = tiles[..., 0], tiles[..., 1]
-    truth = chm < np.array(thresholds)[:, None, None]
+    truth, valid = chm < np.array(thresholds)[:, None, None], np.isfinite(dsm) & np.isfinite(chm)
     probability = np.asarray(predict(state, dsm, jnp.array(thresholds)))[..., 0]
     resolution = sites[int(sampler.places[chosen[0], 0])].grid.resolution
-    return figures.plot_tiles(dsm, truth, probability, thresholds, np.isfinite(tiles).all(-1), resolution)
+    return figures.plot_tiles(dsm, truth, probability, thresholds, valid, resolution)
 
 
 def _save_figure(folder: Path, name: str, figure: Any) -> None:

@@ -15,7 +15,8 @@ _ERROR_COLOURS = {
     "false gap": "#e76f51",
     "missed gap": "#264653",
 }
-_CHANGE = 0.5  # probability above which gap is predicted
+_CUT = 0.5  # probability above which gap is predicted
+_RELIEF = 0.35  # canopy is so rough that true relief is black and white
 
 
 def hillshade(
@@ -32,7 +33,9 @@ def hillshade(
     # Light direction (east, north, up) against the normal (-east slope, -north slope, 1).
     light = np.array([np.sin(azimuth), np.cos(azimuth), np.tan(altitude)])
     light /= np.linalg.norm(light)
-    shade = (-east * light[0] + south * light[1] + light[2]) / np.sqrt(1.0 + east**2 + south**2)
+    shade = (-_RELIEF * east * light[0] + _RELIEF * south * light[1] + light[2]) / np.sqrt(
+        1.0 + _RELIEF**2 * (east**2 + south**2)
+    )
     return np.clip(shade, 0.0, 1.0)
 
 
@@ -66,7 +69,7 @@ def plot_tiles(
         axis[0].imshow(hillshade(dsm[row], resolution), cmap="gray", vmin=0, vmax=1)
         axis[1].imshow(shown[0], cmap="YlGn_r", vmin=0, vmax=1)
         image = axis[2].imshow(shown[1], cmap="viridis", vmin=0, vmax=1)
-        found, gap = probability[row] > _CHANGE, truth[row] > _CHANGE
+        found, gap = probability[row] > _CUT, truth[row] > _CUT
         error = np.select([found & gap, ~found & ~gap, found & ~gap], [0.0, 1.0, 2.0], 3.0)
         axis[3].imshow(
             np.where(known, error, np.nan),

@@ -176,7 +176,7 @@ def _run_epoch(run: Run, hooks: CallbackList, data: Data, monitor: Monitor, epoc
     logs = {
         "train_metrics": train_metrics,
         "val_metrics": val_metrics,
-        "lr": float(schedule((epoch + 1) * run.steps_per_epoch - 1)),
+        "lr": float(np.asarray(schedule((epoch + 1) * run.steps_per_epoch - 1))),
     }
     logs |= {"improved": monitor.update(logs), "epoch_time": time.perf_counter() - start}
     losses = train_metrics["loss"], val_metrics.get("loss", float("nan"))
@@ -221,7 +221,7 @@ def _evaluate(
 
 
 def _batches(source: BatchSource, first: int = 0) -> Iterable[Any]:
-    """What the compiled step takes, from batch number ``first`` on: the sampler again and again, or batches."""
+    """What the compiled step takes, from batch ``first`` on: a sampler again and again, or batches."""
     if isinstance(source, Sampler):
         yield from repeat(source, source.steps_per_epoch - first)
         return

@@ -43,10 +43,10 @@ class Totals:
         self, loss: Float[Array, ""], logits: Array, batch: Batch, thresholds: tuple[float, ...]
     ) -> "Totals":
         """Add a batch's loss and counts."""
-        valid = jnp.ones(batch.mask.shape, bool) if batch.valid is None else batch.valid
+        valid = jnp.ones(batch.mask.shape, bool) if batch.valid is None else jnp.asarray(batch.valid)
         pixels = jnp.sum(valid, dtype=jnp.float32)
-        group = threshold_index(batch.threshold, thresholds)
-        counts = self.counts.update(logits > 0, batch.mask > 0.5, group=group, valid=valid)
+        group = threshold_index(jnp.asarray(batch.threshold), thresholds)
+        counts = self.counts.update(logits > 0, jnp.asarray(batch.mask) > 0.5, group=group, valid=valid)
         return Totals(self.loss + loss * pixels, self.pixels + pixels, counts)
 
 

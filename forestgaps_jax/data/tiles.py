@@ -157,8 +157,8 @@ def _deal(usable: list[int], config: Config) -> tuple[list[int], list[int]]:
     if len(usable) <= sum(counts):
         raise ValueError(
             f"the sites hold {len(usable)} block(s) with valid tiles, too few to train on one and keep "
-            f"{counts[0]} for validation and {counts[1]} for test: make tile_size (now {config.tile_size} px) "
-            "or block_size smaller, give more or larger sites, or set val_fraction or test_fraction to 0"
+            f"{counts[0]} for validation and {counts[1]} for test: make tile_size (now {config.tile_size} "
+            "px) or block_size smaller, give more or larger sites, or set val_fraction or test_fraction to 0"
         )
     order = [usable[i] for i in np.random.default_rng(config.seed).permutation(len(usable))]
     return order[: counts[0]], order[counts[0] : sum(counts)]
