@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.state import TrainState
@@ -43,11 +44,10 @@ class Checkpointer:
             info: JSON to save beside it.
             score: how good it is, the higher the better; None or NaN never makes it the best.
         """
-        step = int(state.step)
-        if any(checkpoint.step == step for checkpoint in self._manager.checkpoints):
-            return
         metrics: Any = None if score is None or math.isnan(score) else {_SCORE: score}
-        self._manager.save_async(step, _arrays(state), metrics=metrics, custom_metadata=info)
+        self._manager.save_async(
+            int(state.step), _arrays(state), metrics=metrics, custom_metadata=info, overwrite=True
+        )
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -90,12 +90,30 @@ def restore(folder: str | Path, state: TrainState, step: int | None = None) -> C
         )
     step = max(steps) if step is None else step
     with _open(folder, _KEEP.PreserveAll()) as manager:
-        info = manager.metadata(step).custom_metadata
-        try:
-            arrays = manager.load(step, _arrays(state))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"checkpoint {step} in {folder} does not fit this model: {error}") from error
-    return Checkpoint(TrainState(**arrays, apply=state.apply), dict(info or {}))
+        metadata = manager.metadata(step)
+        difference = _difference(_shapes(metadata.metadata), _shapes(_arrays(state)))
+        if difference:
+            raise ValueError(f"checkpoint {step} in {folder} is of another model or optimizer: {difference}")
+        arrays = manager.load(step, _arrays(state))
+    return Checkpoint(TrainState(**arrays, apply=state.apply), dict(metadata.custom_metadata or {}))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _difference(saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
+    """The first leaf that differs, in words; empty where none does."""
+    for leaf in sorted(saved.keys() | wanted.keys()):
+        if leaf not in saved or leaf not in wanted:
+            return f"{leaf} is only in the {'model' if leaf in wanted else 'checkpoint'}"
+        # A random key is saved as the integers that it is made of.
+        if leaf != "rng" and saved[leaf] != wanted[leaf]:
+            return f"{leaf} has shape {saved[leaf]} in the checkpoint, {wanted[leaf]} in the model"
+    return ""
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:

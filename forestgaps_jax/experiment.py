@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from forestgaps_jax import checkpoint, figures
+from forestgaps_jax.callbacks import run_folder
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites
@@ -23,15 +24,19 @@ from forestgaps_jax.state import TrainState, create_state
 from forestgaps_jax.types import Site
 
 Scores = dict[str, dict[str, Any]]
-"""Metrics by the predictor's name: model, opening, all_gap."""
+"""Metrics by the predictor's name: model, grey_opening, all_gap."""
+
+_DATA = ("dsm", "chm", "seed", "virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope")
+_SPLIT = ("tile_size", "tile_overlap", "min_valid_fraction", "block_size", "split_buffer")
+_SPLIT += ("val_fraction", "test_fraction")
 
 
 def run_training(config: Config) -> tuple[Path, Scores]:
     """Train, and score the best checkpoint on the test tiles.
 
     Args:
-        config: the settings; the run folder is ``config.runs_dir/config.name``, with ``-2``, ``-3``, ...
-            appended where it exists, and ``run`` where there is no name.
+        config: the settings. The run folder is ``runs_dir/name``, or the first of ``name-2``, ``name-3``, ...
+            that does not exist; ``run`` where there is no name.
 
     Returns:
         The run folder and the scores.
@@ -40,12 +45,13 @@ def run_training(config: Config) -> tuple[Path, Scores]:
         ValueError: settings or rasters that cannot train.
         OSError: a raster that cannot be read.
     """
-    config = replace(config, name=_free_name(config))
+    folder = run_folder(replace(config, name=config.name or "run"), new=True)
+    assert folder is not None
+    config = replace(config, name=folder.name)
     sites = load_sites(config)
     data = create_data(sites, config)
     print(_describe(sites, data.train, config))
     state, history = train(create_state(create_model_from_config(config), config), config, data)
-    folder = Path(config.runs_dir) / config.name
     _save_figure(folder, "history", figures.plot_history(history))
     if data.test is None:
         return folder, {}
@@ -72,12 +78,16 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
     step = pick(folder / "checkpoints")
     state = checkpoint.restore(folder / "checkpoints", state, step).state
     sites = load_sites(config)
-    if _same_data(config, Config.from_toml(folder / "config.toml")):
-        sampler = create_data(sites, config).test
-        assert isinstance(sampler, TileSampler)
-        return _score(state, config, sites, sampler, folder, "test")
-    sampler = evaluation_sampler(sites, all_tiles(sites, config), config)
-    return _score(state, config, sites, sampler, folder, "evaluation")
+    if not _is_own_data(config, Config.from_toml(folder / "config.toml")):
+        sampler = evaluation_sampler(sites, all_tiles(sites, config), config)
+        return _score(state, config, sites, sampler, folder, "evaluation")
+    sampler = create_data(sites, config).test
+    if sampler is None:
+        raise ValueError(
+            "the run kept no test tiles (test_fraction = 0): name other rasters with --dsm and --chm"
+        )
+    assert isinstance(sampler, TileSampler)
+    return _score(state, config, sites, sampler, folder, "test")
 
 
 def _score(
@@ -91,7 +101,8 @@ def _score(
     _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
     if config.figure_tiles:
         _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, sites, sampler))
-    print(f"\n{len(sampler.places)} {name} tiles of {config.tile_size} px that training never saw\n")
+    kind = "test tiles, which training never saw" if name == "test" else "tiles of other data"
+    print(f"\n{len(sampler.places)} {kind}; each {config.tile_size} px, at every threshold\n")
     print(format_table(scores))
     return scores
 
@@ -114,16 +125,22 @@ def _save_figure(folder: Path, name: str, figure: Any) -> None:
     figure.savefig(folder / "figures" / f"{name}.png", dpi=120)
 
 
-def _free_name(config: Config) -> str:
-    """The name, or the name with the first number whose folder does not exist."""
-    name = config.name or "run"
-    names = [name, *(f"{name}-{number}" for number in range(2, 1000))]
-    return next(n for n in names if not (Path(config.runs_dir) / n).exists())
+def _is_own_data(config: Config, trained: Config) -> bool:
+    """Whether the data are those of the training, split in the same way.
 
-
-def _same_data(a: Config, b: Config) -> bool:
-    names = [name for name in a.to_dict() if name.startswith("virtual_")] + ["dsm", "chm", "seed"]
-    return all(getattr(a, name) == getattr(b, name) for name in names)
+    Raises:
+        ValueError: the same data, split in another way: a test tile could be one that was trained on.
+    """
+    before, now = trained.to_dict(), config.to_dict()
+    if any(now[name] != before[name] for name in _DATA):
+        return False
+    for name in _SPLIT:
+        if now[name] != before[name]:
+            raise ValueError(
+                f"{name} = {now[name]} would split the run's own rasters in another way than {name} = "
+                f"{before[name]}, and test on what was trained on: leave it, or give other rasters"
+            )
+    return True
 
 
 def _describe(sites: Sequence[Site], sampler: Any, config: Config) -> str:

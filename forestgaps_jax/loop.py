@@ -19,6 +19,7 @@ from forestgaps_jax.callbacks import (
     Monitor,
     ProgressBar,
     Run,
+    run_folder,
 )
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_batch, as_images, as_thresholds, fill_up
@@ -63,8 +64,13 @@ def train(
     data = as_data(data)
     steps = steps_per_epoch(data.train, config)
     # The step gives its buffers away; the caller keeps theirs.
-    run = Run(config, jax.tree.map(jnp.copy, state), steps)
-    run.history.update({name: [] for name in HISTORY})
+    run = Run(
+        config,
+        jax.tree.map(jnp.copy, state),
+        steps,
+        history={name: [] for name in HISTORY},
+        folder=run_folder(config, new=int(state.step) == 0),
+    )
     hooks = CallbackList([*default_callbacks(config), *(callbacks or ())], run)
     monitor = Monitor(config.monitor_metric)
     hooks.fire("on_train_begin", config=config)

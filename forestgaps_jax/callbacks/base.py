@@ -4,6 +4,7 @@ import difflib
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Run:
         state: the state after the latest step. Read it, do not keep its arrays: the next step takes them.
         steps_per_epoch: optimizer steps in an epoch.
         history: what `train` will return.
+        folder: the run folder; None for a run without a name, which writes nothing.
         stop_reason: why the training is to end; None while it goes on.
     """
 
@@ -27,16 +29,24 @@ class Run:
     state: TrainState
     steps_per_epoch: int
     history: dict[str, list[Any]] = field(default_factory=dict)
+    folder: Path | None = None
     stop_reason: str | None = None
-
-    @property
-    def folder(self) -> Path | None:
-        """The run folder; None for a run without a name, which writes nothing."""
-        return Path(self.config.runs_dir) / self.config.name if self.config.name else None
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after the current step."""
         self.stop_reason = reason
+
+
+def run_folder(config: Config, new: bool) -> Path | None:
+    """``runs_dir/name``, or None without a name; for a new run, with a number added if that exists.
+
+    So a second run of the same settings never mixes with, or writes over, the first.
+    """
+    if not config.name:
+        return None
+    folder = Path(config.runs_dir) / config.name
+    numbered = (folder.with_name(f"{config.name}-{number}") for number in count(2))
+    return next(f for f in chain([folder], numbered) if not new or not f.exists())
 
 
 class Callback:

@@ -27,13 +27,13 @@ def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> di
         config: ``tile_size`` and ``thresholds``.
 
     Returns:
-        ``{"opening": metrics, "all_gap": metrics}``, metrics as `evaluate` gives them, without a loss.
+        ``{"grey_opening": metrics, "all_gap": metrics}``, metrics as `evaluate` gives them, without a loss.
     """
     height = {
         index: opening_baseline(sites[index].dsm, sites[index].grid.resolution)
         for index in np.unique(places[:, 0])
     }
-    rows = {"opening": [], "all_gap": []}
+    rows = {"grey_opening": [], "all_gap": []}
     for threshold in config.thresholds:
         opening, everything = np.zeros(4, np.int64), np.zeros(4, np.int64)
         for index, row, column in places:
@@ -41,7 +41,7 @@ def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> di
             truth, valid = sites[index].chm[window] < threshold, sites[index].valid[window]
             opening += _confusion(height[index][window] < threshold, truth, valid)
             everything += _confusion(np.ones_like(truth), truth, valid)
-        rows["opening"].append(opening)
+        rows["grey_opening"].append(opening)
         rows["all_gap"].append(everything)
     samples = np.full(len(config.thresholds), len(places))
     return {
