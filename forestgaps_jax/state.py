@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.optimization import create_optimizer
+from forestgaps_jax.types import pytree_dataclass
 
 Apply = Callable[..., tuple[Float[Array, "batch height width 1"], Any]]
 """``apply(params, model_state, dsm, threshold, rngs=None, train=False) -> (logits, model_state)``."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class TrainState:
     """A training's whole state: save it and nothing is lost.
 

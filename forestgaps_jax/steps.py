@@ -1,7 +1,6 @@
 """The three compiled functions: train on a batch, evaluate a batch, predict."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,11 +15,10 @@ from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.metrics import ConfusionCounts, threshold_index
 from forestgaps_jax.optimization import create_optimizer, create_scheduler
 from forestgaps_jax.state import TrainState
-from forestgaps_jax.types import Batch, Sampler
+from forestgaps_jax.types import Batch, Sampler, pytree_dataclass
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class Totals:
     """What an epoch adds up on the device.
 

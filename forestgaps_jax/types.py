@@ -1,12 +1,40 @@
 """The values that pass between the rooms: a site's rasters, a batch of tiles, a source of batches."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
+
+_T = TypeVar("_T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def pytree_dataclass(cls: type[_T]) -> type[_T]:
+    """Make a class a frozen dataclass that jax sees as a tree of its fields.
+
+    A field with ``metadata={"static": True}`` is no leaf but part of the structure. Unlike
+    ``jax.tree_util.register_dataclass``, rebuilding a tree skips ``__init__``, whose types hold for arrays:
+    jax also fills trees with shapes, comparisons and host copies.
+    """
+    cls = dataclass(frozen=True)(cls)
+    static = [f.name for f in fields(cls) if f.metadata.get("static")]  # type: ignore[arg-type]
+    leaves = [f.name for f in fields(cls) if f.name not in static]  # type: ignore[arg-type]
+
+    def flatten(tree: _T) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+        keyed = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in leaves]
+        return keyed, tuple(getattr(tree, name) for name in static)
+
+    def unflatten(structure: tuple[Any, ...], values: Iterable[Any]) -> _T:
+        tree = object.__new__(cls)
+        for name, value in zip((*leaves, *static), (*values, *structure), strict=True):
+            object.__setattr__(tree, name, value)
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
 
 
 @dataclass(frozen=True)
@@ -53,8 +81,7 @@ class Site:
         return self.dsm.shape[0], self.dsm.shape[1]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class Batch:
     """Tiles and their labels.
 

@@ -1,10 +1,28 @@
-"""Shared pieces of the tests."""
+"""Shared pieces of the tests: the smallest run that is whole."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from forestgaps_jax import Config, Data, TrainState, create_state
+from forestgaps_jax.data import create_data, virtual_forest
+from forestgaps_jax.models import create_model_from_config
+from forestgaps_jax.types import Site
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+TINY = Config(
+    epochs=2,
+    batch_size=4,
+    features=4,
+    depth=1,
+    tile_size=16,
+    split_buffer=0.0,
+    thresholds=(5.0, 15.0),
+    learning_rate=1e-2,
+    use_progress_bar=False,
+)
 
 
 @pytest.fixture
@@ -13,3 +31,29 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real rasters at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def config() -> Config:
+    """Settings of a run of a few seconds; one's own copy."""
+    return replace(TINY)
+
+
+@pytest.fixture(scope="session")
+def sites() -> list[Site]:
+    """Two small virtual forests."""
+    return [virtual_forest(seed, (64, 80), slope=20.0) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="session")
+def data(sites: list[Site]) -> Data:
+    """Samplers over the sites: a number of training tiles that the batch size does not divide."""
+    data = create_data(sites, TINY)
+    assert data.train.places.shape[0] % TINY.batch_size  # type: ignore[union-attr]
+    return data
+
+
+@pytest.fixture
+def state() -> TrainState:
+    """A new state of the tiny network."""
+    return create_state(create_model_from_config(TINY), TINY)

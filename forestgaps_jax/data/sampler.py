@@ -1,7 +1,7 @@
 """Batches cut on the device, inside the compiled step, from rasters that live there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from forestgaps_jax.data.augment import turn_at_random
-from forestgaps_jax.types import Batch, Site
+from forestgaps_jax.types import Batch, Site, pytree_dataclass
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class Rasters:
     """The heights of several sites of any shape, end to end, on the device; NaN where not known."""
 
@@ -52,8 +51,7 @@ class Rasters:
         return jnp.stack([lines(self.dsm, starts), lines(self.chm, starts)], axis=-1)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class TileSampler:
     """Batches as a pure function of the step (see `forestgaps_jax.types.Sampler`).
 

@@ -11,7 +11,7 @@ from forestgaps_jax.config import Config
 from forestgaps_jax.data.ground import Rectangle, pixels_inside, pixels_touched, shared_grounds
 from forestgaps_jax.types import Site
 
-Places = Int32[np.ndarray, "tiles 3"]
+Places = Int32[np.ndarray, "_ 3"]
 """Site, first row and first column of each tile."""
 
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, UInt32
+
+from forestgaps_jax.types import pytree_dataclass
 
 CELLS = ("tp", "fp", "fn", "tn")
 """Order of the four counts; gap is the positive class."""
@@ -15,8 +16,7 @@ CELLS = ("tp", "fp", "fn", "tn")
 _LARGEST_UPDATE = 2**32
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree_dataclass
 class ConfusionCounts:
     """Pixels by prediction and truth, in ``groups`` rows (one a height threshold).
 

@@ -1,0 +1,97 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from forestgaps_jax import Batch, Config, TrainState
+from forestgaps_jax.loss import BCELoss
+from forestgaps_jax.steps import Totals, make_eval_step, make_train_step, predict_step, train_step
+
+THRESHOLDS = (5.0, 15.0)
+
+
+def linear(params, model_state, dsm, threshold, rngs=None, train=False):
+    """A model of two weights, without a library."""
+    return params["w"] * dsm + params["b"] * threshold[:, None, None, None], model_state
+
+
+@pytest.fixture
+def state() -> TrainState:
+    params = {"w": jnp.array(0.3), "b": jnp.array(-0.2)}
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, {}, optax.sgd(0.1).init(params), jax.random.key(0), linear
+    )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    rng = np.random.default_rng(0)
+    dsm = rng.normal(size=(3, 4, 4, 1)).astype(np.float32)
+    return Batch(
+        jnp.asarray(dsm),
+        jnp.asarray(rng.random(dsm.shape) < 0.4, jnp.float32),
+        jnp.array([5.0, 15.0, 7.0]),
+        jnp.asarray(rng.random(dsm.shape) < 0.8),
+    )
+
+
+def test_one_step_equals_gradient_descent_in_numpy(state, batch):
+    step = train_step(BCELoss(), optax.sgd(0.1), THRESHOLDS)
+    new, totals, logs = step(state, Totals.zeros(THRESHOLDS), batch)
+
+    dsm, mask, valid = (np.asarray(x, np.float64) for x in (batch.dsm, batch.mask, batch.valid))
+    height = np.broadcast_to(np.asarray(batch.threshold)[:, None, None, None], dsm.shape)
+    p = 1 / (1 + np.exp(-(0.3 * dsm - 0.2 * height)))
+    residual = (p - mask) * valid / valid.sum()
+    gradient = np.array([(residual * dsm).sum(), (residual * height).sum()])
+    loss = -np.sum(valid * (mask * np.log(p) + (1 - mask) * np.log(1 - p))) / valid.sum()
+
+    np.testing.assert_allclose(logs.loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(logs.grad_norm, np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(new.params["w"], 0.3 - 0.1 * gradient[0], rtol=1e-5)
+    np.testing.assert_allclose(new.params["b"], -0.2 - 0.1 * gradient[1], rtol=1e-5)
+    np.testing.assert_allclose(totals.loss / totals.pixels, loss, rtol=1e-5)
+    assert int(new.step) == 1
+
+
+def test_totals_count_each_threshold_and_the_unlisted_one_apart(state, batch):
+    totals, _ = make_eval_step(Config(thresholds=THRESHOLDS))(
+        state, Totals.zeros(THRESHOLDS), batch, np.int32(0)
+    )
+    logits = 0.3 * np.asarray(batch.dsm) - 0.2 * np.asarray(batch.threshold)[:, None, None, None]
+    found, gap, valid = logits > 0, np.asarray(batch.mask) > 0.5, np.asarray(batch.valid)
+    cells = (found & gap, found & ~gap, ~found & gap, ~found & ~gap)
+    expected = np.stack([[np.sum(c[i] & valid[i]) for c in cells] for i in range(3)])
+    np.testing.assert_array_equal(totals.counts.to_numpy(), expected)
+
+
+def test_random_draws_are_a_function_of_the_step(batch):
+    def noisy(params, model_state, dsm, threshold, rngs=None, train=False):
+        draws = jnp.stack([jax.random.uniform(rngs.dropout()), jax.random.uniform(rngs.drop_path())])
+        return dsm * params["w"], draws
+
+    params = {"w": jnp.array(1.0)}
+    start = TrainState(
+        jnp.zeros((), jnp.int32), params, jnp.zeros(2), optax.sgd(0.1).init(params), jax.random.key(0), noisy
+    )
+    step = partial(train_step(BCELoss(), optax.sgd(0.1), THRESHOLDS), source=batch)
+    one = step(start, Totals.zeros(THRESHOLDS))[0]
+    again = step(start, Totals.zeros(THRESHOLDS))[0]
+    two = step(one, Totals.zeros(THRESHOLDS))[0]
+    np.testing.assert_array_equal(one.model_state, again.model_state)
+    assert len({float(x) for x in (*one.model_state, *two.model_state)}) == 4
+
+
+def test_equal_settings_give_the_same_compiled_step():
+    assert make_train_step(Config(epochs=3), 5) is make_train_step(Config(epochs=3), 5)
+    assert make_train_step(Config(epochs=3), 5) is not make_train_step(Config(epochs=4), 5)
+
+
+def test_prediction_is_a_probability_in_float32(state, batch):
+    probability = predict_step(state, batch.dsm, batch.threshold)
+    logits = 0.3 * np.asarray(batch.dsm, np.float64) - 0.2 * np.asarray(batch.threshold)[:, None, None, None]
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    assert probability.dtype == jnp.float32
