@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from forestgaps_jax.fields import Rule, checked, field_docs
 
@@ -21,8 +21,19 @@ Rate = Annotated[float, Rule("from 0 to below 1", lambda v: 0 <= v < 1)]
 Slope = Annotated[float, Rule("from 0 to 45 degrees", lambda v: 0 <= v <= 45)]
 
 
+class _Checked(type):
+    """Checks and converts settings before the dataclass's own ``__init__`` sees them."""
+
+    if not TYPE_CHECKING:  # type checkers read the dataclass's own signature
+
+        def __call__(cls, *values: Any, **settings: Any) -> "Config":
+            _refuse_unknown(settings, TypeError, "Config")
+            hints = _hints()
+            return super().__call__(*values, **{k: checked(k, v, hints[k]) for k, v in settings.items()})
+
+
 @dataclass(slots=True)
-class Config:
+class Config(metaclass=_Checked):
     """Settings of a run.
 
     Assigning an unknown name or a wrong value raises at once:
@@ -148,10 +159,6 @@ class Config:
     figure_tiles: Count = 4
     """Test tiles drawn at the end."""
 
-    def __new__(cls, *args: Any, **settings: Any) -> "Config":  # noqa: D102 (not public)
-        _refuse_unknown(settings, TypeError, "Config")
-        return object.__new__(cls)
-
     def __setattr__(self, name: str, value: Any) -> None:
         _refuse_unknown([name], AttributeError, "Config")
         object.__setattr__(self, name, checked(name, value, _hints()[name]))
@@ -166,7 +173,7 @@ class Config:
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from None
         values |= overrides
         _refuse_unknown(values, ValueError, str(path))
@@ -183,7 +190,9 @@ class Config:
         for name, value in self.to_dict().items():
             if value is not None:
                 lines += ["", *(f"# {line}" for line in docs[name].splitlines())]
-                lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+                # JSON's lists, numbers and strings are TOML's, but for one character.
+                text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+                lines.append(f"{name} = {text}")
         Path(path).write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:

@@ -49,13 +49,13 @@ def _checked_tuple(name: str, value: Any, args: tuple[Any, ...]) -> tuple[Any, .
 
 
 def _as_type(name: str, value: Any, kind: type) -> Any:
-    if kind is float and not isinstance(value, bool) and hasattr(value, "__float__"):
-        return float(value)
-    if kind is int and not isinstance(value, bool) and hasattr(value, "__index__"):
-        return value.__index__()
-    if kind is str and isinstance(value, Path):
-        return str(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, bool) and kind is not bool:
+        raise TypeError(f"{name} = {value!r}: must be {kind.__name__}, not bool")
+    if (kind is float and isinstance(value, int)) or (kind is str and isinstance(value, Path)):
+        return kind(value)
+    if not isinstance(value, kind):
         raise TypeError(f"{name} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
     return value
 

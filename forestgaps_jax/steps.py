@@ -55,6 +55,16 @@ class StepLogs(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
+_OUTSIDE_THE_STEP = (
+    "name",
+    "runs_dir",
+    "monitor_metric",
+    "use_progress_bar",
+    "use_tensorboard",
+    "figure_tiles",
+)
+"""Settings that do not change what is compiled."""
+
 TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLogs]]
 EvalStep = Callable[[TrainState, Totals, Any, Any], tuple[Totals, Array]]
 
@@ -67,7 +77,8 @@ def make_train_step(config: Config, steps_per_epoch: int) -> TrainStep:
 
     Equal settings give the same function, so training again does not compile again.
     """
-    return _compiled_train_step(tuple(config.to_dict().items()), steps_per_epoch)
+    settings = tuple((k, v) for k, v in config.to_dict().items() if k not in _OUTSIDE_THE_STEP)
+    return _compiled_train_step(settings, steps_per_epoch)
 
 
 @lru_cache(maxsize=8)

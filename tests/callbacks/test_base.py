@@ -1,0 +1,107 @@
+import pytest
+
+from forestgaps_jax import Callback, train
+from forestgaps_jax.callbacks import EVENTS, CallbackList, run_folder
+
+
+class Recorder(Callback):
+    """Writes down what fires, and with which logs."""
+
+    def __init__(self):
+        self.fired = []
+
+    def __getattribute__(self, name):
+        if name not in EVENTS:
+            return super().__getattribute__(name)
+        return lambda *arguments: self.fired.append((name, *arguments))
+
+
+def names(recorder: Recorder) -> list[str]:
+    return [event[0] for event in recorder.fired]
+
+
+def test_every_event_fires_once_at_its_place(state, config, data):
+    recorder = Recorder()
+    train(state, config, data, [recorder])
+    steps, val = data.train.steps_per_epoch, data.val.steps_per_epoch
+    epoch = [
+        "on_epoch_begin",
+        *["on_batch_begin", "on_batch_end"] * steps,
+        "on_validation_begin",
+        *["on_validation_batch_begin", "on_validation_batch_end"] * val,
+        "on_validation_end",
+        "on_epoch_end",
+    ]
+    assert names(recorder) == ["on_train_begin", *epoch * 2, "on_train_end"]
+    assert [e[1] for e in recorder.fired if e[0] == "on_epoch_end"] == [0, 1]
+    assert [e[1] for e in recorder.fired if e[0] == "on_batch_end"] == [*range(steps)] * 2
+
+
+def test_logs_hold_what_is_documented(state, config, data):
+    recorder = Recorder()
+    _, history = train(state, config, data, [recorder])
+    logs = {event[0]: event[-1] for event in recorder.fired}
+    assert logs["on_train_begin"].keys() == {"config"}
+    assert logs["on_batch_end"].keys() == {"epoch", "metrics", "batch_size"}
+    assert logs["on_epoch_end"].keys() == {"train_metrics", "val_metrics", "lr", "improved", "epoch_time"}
+    assert logs["on_epoch_end"]["val_metrics"] == history["val_metrics"][-1]
+    assert logs["on_validation_end"]["metrics"] == history["val_metrics"][-1]
+    assert logs["on_train_end"]["history"] is history
+    best = max(metrics["iou"] for metrics in history["val_metrics"])
+    assert logs["on_train_end"]["best_metrics"] == {"val_iou": best}
+
+
+def test_a_stop_ends_the_training_and_train_end_still_fires(state, config, data):
+    class Stopper(Recorder):
+        def __getattribute__(self, name):
+            if name == "on_batch_end":
+                self.run.stop("enough")
+            return super().__getattribute__(name)
+
+    stopper = Stopper()
+    trained, history = train(state, config, data, [stopper])
+    assert int(trained.step) == 1
+    assert history["lr"] == []
+    assert stopper.fired[-1][0] == "on_train_end"
+    assert stopper.fired[-1][-1]["stop_reason"] == "enough"
+
+
+def test_an_error_in_a_callback_is_raised_after_train_end(state, config, data):
+    class Broken(Recorder):
+        def __getattribute__(self, name):
+            if name == "on_batch_begin":
+                raise RuntimeError("mine")
+            return super().__getattribute__(name)
+
+    broken = Broken()
+    with pytest.raises(RuntimeError, match="mine"):
+        train(state, config, data, [broken])
+    assert names(broken)[-1] == "on_train_end"
+
+
+def test_a_misspelled_event_is_refused_with_the_nearest_name():
+    class Misspelled(Callback):
+        def on_epoch_ends(self, epoch, logs=None): ...
+
+    with pytest.raises(
+        TypeError, match=r"Misspelled\.on_epoch_ends is no event; did you mean 'on_epoch_end'"
+    ):
+        CallbackList([Misspelled()])
+
+
+def test_wrong_arguments_are_refused_before_the_training():
+    class Short(Callback):
+        def on_epoch_end(self, logs=None): ...
+
+    with pytest.raises(TypeError, match=r"Short.on_epoch_end must take \('self', 'epoch', 'logs'\)"):
+        CallbackList([Short()])
+
+
+def test_run_folders_are_never_shared_by_new_runs(config, tmp_path):
+    assert run_folder(config, new=True) is None
+    config.runs_dir, config.name = str(tmp_path), "spruce"
+    assert run_folder(config, new=True) == tmp_path / "spruce"
+    for folder in ("spruce", "spruce-2"):
+        (tmp_path / folder).mkdir()
+    assert run_folder(config, new=True) == tmp_path / "spruce-3"
+    assert run_folder(config, new=False) == tmp_path / "spruce"
