@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -170,6 +171,7 @@ class Config(metaclass=_Checked):
         Raises:
             FileNotFoundError: no such file.
             ValueError: not TOML, a setting that does not exist, or a wrong value; the file is named.
+            TypeError: a value of a wrong type; the file is named.
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -209,8 +211,11 @@ class Config(metaclass=_Checked):
             raise ValueError(
                 f"{len(self.dsm)} DSM and {len(self.chm)} CHM rasters given: each DSM needs its CHM"
             )
-        if not self.thresholds or len(set(self.thresholds)) < len(self.thresholds):
-            raise ValueError(f"thresholds = {self.thresholds}: must be one or more different heights")
+        heights = sorted(self.thresholds)
+        if not heights or any(b - a < 0.01 for a, b in pairwise(heights)):
+            raise ValueError(
+                f"thresholds = {self.thresholds}: must be one or more heights, at least 1 cm apart"
+            )
         if self.threshold_range and self.threshold_range[0] >= self.threshold_range[1]:
             raise ValueError(f"threshold_range = {self.threshold_range}: the first must be the lower")
         if self.tile_size % 2**self.depth:

@@ -15,6 +15,9 @@ class Rule(NamedTuple):
     says: str
     holds: Callable[[Any], bool]
 
+    def __repr__(self) -> str:
+        return f"Rule({self.says!r})"
+
 
 def checked(name: str, value: Any, hint: Any) -> Any:
     """The value as its declared type, or an error that says what is allowed."""
@@ -53,8 +56,10 @@ def _as_type(name: str, value: Any, kind: type) -> Any:
         value = value.item()
     if isinstance(value, bool) and kind is not bool:
         raise TypeError(f"{name} = {value!r}: must be {kind.__name__}, not bool")
-    if (kind is float and isinstance(value, int)) or (kind is str and isinstance(value, Path)):
-        return kind(value)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if kind is str and isinstance(value, Path):
+        return str(value)
     if not isinstance(value, kind):
         raise TypeError(f"{name} = {value!r}: must be {kind.__name__}, not {type(value).__name__}")
     return value

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, Shaped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,23 +28,21 @@ def hillshade(
         dsm: heights, metres; NaN where not known.
         resolution: pixel size, metres.
     """
-    south, east = np.gradient(dsm.astype(float), resolution)
+    south, east = (_RELIEF * slope for slope in np.gradient(dsm.astype(float), resolution))
     azimuth, altitude = np.radians(315.0), np.radians(45.0)
     # Light direction (east, north, up) against the normal (-east slope, -north slope, 1).
     light = np.array([np.sin(azimuth), np.cos(azimuth), np.tan(altitude)])
     light /= np.linalg.norm(light)
-    shade = (-_RELIEF * east * light[0] + _RELIEF * south * light[1] + light[2]) / np.sqrt(
-        1.0 + _RELIEF**2 * (east**2 + south**2)
-    )
-    return np.clip(shade, 0.0, 1.0)
+    shade = (-east * light[0] + south * light[1] + light[2]) / np.sqrt(1.0 + east**2 + south**2)
+    return np.where(np.isfinite(dsm), np.clip(shade, 0.0, 1.0), np.nan)
 
 
 def plot_tiles(
     dsm: Num[np.ndarray, "tiles height width"],
-    truth: Num[np.ndarray, "tiles height width"],
+    truth: Shaped[np.ndarray, "tiles height width"],
     probability: Num[np.ndarray, "tiles height width"],
     threshold: Sequence[float],
-    valid: Num[np.ndarray, "tiles height width"] | None = None,
+    valid: Shaped[np.ndarray, "tiles height width"] | None = None,
     resolution: float = 1.0,
 ) -> "Figure":
     """A row for each tile: hillshade of the surface, true gaps, predicted probability, errors.

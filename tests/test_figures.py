@@ -75,7 +75,9 @@ def test_tiles_are_drawn_four_panels_a_row(kind, count):
     dsm = RNG.uniform(300, 320, SHAPE).astype(np.float32)[:count]
     truth, valid = (RNG.uniform(size=dsm.shape) < 0.5).astype(kind), (RNG.uniform(size=dsm.shape) < 0.9)
     probability = RNG.uniform(size=dsm.shape).astype(np.float32)
-    assert_drawn(plot_tiles(dsm, truth, probability, [5.0, 10.0, 20.0][:count], valid.astype(kind)), 4 * count)
+    assert_drawn(
+        plot_tiles(dsm, truth, probability, [5.0, 10.0, 20.0][:count], valid.astype(kind)), 4 * count
+    )
 
 
 def test_tiles_are_drawn_without_a_mask_and_with_unknown_surface():

@@ -28,7 +28,7 @@ def as_batch(item: Any) -> Batch:
 
     Raises:
         TypeError: not one of these.
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a mask on the host that holds anything but 0 and 1.
     """
     parts = _parts(item)
     dsm = _image("dsm", parts["dsm"], np.float32)
@@ -38,6 +38,7 @@ def as_batch(item: Any) -> Batch:
     for name, image in (("mask", mask), ("valid", valid)):
         if image is not None and image.shape != dsm.shape:
             raise ValueError(f"{name} has shape {image.shape}, dsm {dsm.shape}: must be the same")
+    _check_mask(mask, valid)
     if valid is not None:
         dsm = (jnp if isinstance(dsm, jax.Array) else np).where(valid, dsm, np.float32(np.nan))
     return Batch(dsm, mask, as_thresholds(parts.get("threshold"), dsm.shape[0]), valid)
@@ -98,6 +99,14 @@ def _parts(item: Any) -> dict[str, Any]:
         f"a batch of type {type(item).__name__}: must be a mapping with dsm, mask, threshold[, valid] "
         "or a tuple (dsm, mask[, threshold[, valid]])"
     )
+
+
+def _check_mask(mask: Any, valid: Any) -> None:
+    """Refuse masks of other values than 0 and 1 in valid pixels; one on the device is not fetched for it."""
+    if isinstance(mask, np.ndarray) and not isinstance(valid, jax.Array):
+        wrong = ~((mask == 0) | (mask == 1)) if valid is None else valid & ~((mask == 0) | (mask == 1))
+        if wrong.any():
+            raise ValueError(f"mask holds {mask[wrong][0]:g}: must be 1 for gap and 0 for not")
 
 
 def _image(name: str, image: Any, dtype: type) -> Any:

@@ -90,7 +90,9 @@ def _pixels(rectangle: Rectangle, site: Site, outward: float) -> tuple[int, int,
     last_row = math.floor((grid.top - rectangle.bottom) / grid.resolution + outward)
     first_column = math.ceil((rectangle.left - grid.left) / grid.resolution - outward)
     last_column = math.floor((rectangle.right - grid.left) / grid.resolution + outward)
-    return max(first_row, 0), max(first_column, 0), min(last_row, height), min(last_column, width)
+    top, bottom = (min(max(row, 0), height) for row in (first_row, last_row))
+    left, right = (min(max(column, 0), width) for column in (first_column, last_column))
+    return top, left, bottom, right
 
 
 def _same_ground(a: Site, b: Site) -> bool:

@@ -88,8 +88,16 @@ def read_dsm(path: FilePath) -> tuple[Float32[np.ndarray, "height width"], Grid]
         problem = f"its pixels are rotated, mirrored or not square ({place.a:g} x {abs(place.e):g} m)"
         todo = f"gdalwarp -tr {dsm.pixel:g} {dsm.pixel:g} {dsm.path.name} square_{dsm.path.name}"
         raise ValueError(f"{path}: {problem}; resample it: {todo}")
-    grid = Grid((place.a + abs(place.e)) / 2, place.c, dsm.bounds[3], dsm.crs and dsm.crs.to_wkt())
+    grid = Grid((place.a + abs(place.e)) / 2, place.c, dsm.bounds[3], _plain_wkt(dsm.crs))
     return dsm.heights[:: -1 if place.e > 0 else 1], grid
+
+
+def _plain_wkt(crs: Any) -> str | None:
+    """One text for one CRS: files spell the same EPSG code in several ways."""
+    if crs is None:
+        return None
+    code = crs.to_epsg()
+    return (type(crs).from_epsg(code) if code else crs).to_wkt()
 
 
 def write_geotiff(

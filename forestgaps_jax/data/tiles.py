@@ -105,7 +105,7 @@ def _training_tiles(sites: Sequence[Site], kept_out: Sequence[_Block], config: C
     for index, site in enumerate(sites):
         free = np.ones(site.shape, bool)
         for block in kept_out:
-            if index in block.sites:
+            if site.grid.crs == sites[block.sites[0]].grid.crs:
                 grown = block.rectangle.grow(config.split_buffer)
                 top, left, bottom, right = pixels_touched(grown, site)
                 free[top:bottom, left:right] = False

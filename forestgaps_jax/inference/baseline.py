@@ -35,7 +35,7 @@ def opening_baseline(
     15.0
     """
     known = np.isfinite(dsm)
-    size = 2 * round(window / resolution / 2) + 1
+    size = 2 * int(window / resolution / 2 + 1e-6) + 1
     lowest = ndimage.minimum_filter(np.where(known, dsm, np.inf), size, mode="nearest")
     ground = ndimage.maximum_filter(np.where(np.isfinite(lowest), lowest, -np.inf), size, mode="nearest")
     reached = np.isfinite(ground)

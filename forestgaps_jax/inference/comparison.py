@@ -1,5 +1,6 @@
 """A model's scores beside those of what needs no training, on the same pixels."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,8 +51,9 @@ def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> di
 
 
 def mean_iou_over_thresholds(metrics: Mapping[str, Any]) -> float:
-    """Mean gap IoU over the thresholds where it is defined."""
-    return float(np.nanmean([m["iou"] for m in metrics["threshold_metrics"].values()]))
+    """Mean gap IoU over the thresholds where it is defined; NaN where it is nowhere."""
+    ious = [row["iou"] for row in metrics["threshold_metrics"].values() if not math.isnan(row["iou"])]
+    return sum(ious) / len(ious) if ious else math.nan
 
 
 def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -51,10 +51,16 @@ def dice_loss(
     either = _sum_per_sample(probabilities + targets)
     if reduction == "batch":
         both, either = (jnp.sum(weight_samples(x, sample_weight)) for x in (both, either))
-        return 1.0 - (2.0 * both + smooth) / (either + smooth)
-    counted = _sum_per_sample(pixels) > 0
-    losses = jnp.where(counted, 1.0 - (2.0 * both + smooth) / (either + smooth), 0.0)
-    return jnp.sum(weight_samples(losses, sample_weight)) / jnp.maximum(jnp.sum(counted), 1)
+        return _one_minus_overlap(both, either, smooth)
+    losses = weight_samples(_one_minus_overlap(both, either, smooth), sample_weight)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(_sum_per_sample(pixels) > 0), 1)
+
+
+def _one_minus_overlap(
+    both: Float[Array, "*samples"], either: Float[Array, "*samples"], smooth: float
+) -> Float[Array, "*samples"]:
+    below = either + smooth
+    return jnp.where(below > 0, (either - 2.0 * both) / jnp.where(below > 0, below, 1.0), 0.0)
 
 
 def _sum_per_sample(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:

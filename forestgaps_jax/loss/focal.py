@@ -21,7 +21,7 @@ def focal_loss(
     $$L = -\alpha y (1-p)^\gamma \log p - (1-\alpha) (1-y) p^\gamma \log(1-p), \quad p = \sigma(x)$$
 
     Everything is computed from $\log\sigma(\pm x)$, so that value and gradient stay finite, and the most
-    wrong pixels keep their gradient, for any logit in any float type.
+    wrong pixels keep their gradient, for any finite logit in any float type.
 
     Args:
         logits: any shape with the batch first.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ def threshold_index(threshold: Float[Array, " batch"], thresholds: Sequence[floa
 
 
 def confusion_metrics(
-    counts: ConfusionCounts | Sequence[int] | Int[np.ndarray, "*groups 4"],
+    counts: ConfusionCounts | Sequence[Any] | Int[np.ndarray, "*groups 4"],
 ) -> dict[str, float]:
     """Every metric of the contract from tp, fp, fn, tn; rows are added up first.
 

@@ -12,7 +12,7 @@ def to_json(value: Any) -> Any:
     {'5': {'iou': None, 'f1': 0.5}}
     """
     if isinstance(value, Mapping):
-        return {f"{k:g}" if isinstance(k, float) else str(k): to_json(v) for k, v in value.items()}
+        return {str(k).removesuffix(".0"): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -29,7 +29,7 @@ def create_scheduler(config: Config, steps_per_epoch: int) -> optax.Schedule:
     total = config.epochs * steps_per_epoch
     warmup = 0
     if config.scheduler_type == "cosine_warm":
-        warmup = min(round(config.warmup_epochs * steps_per_epoch), total)
+        warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
     annealing = optax.cosine_decay_schedule(
         config.learning_rate, max(total - warmup, 1), alpha=config.min_lr / config.learning_rate
     )

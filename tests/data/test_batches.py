@@ -1,0 +1,139 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forestgaps_jax.data.batches import as_batch, as_images, as_thresholds, fill_up
+from forestgaps_jax.types import Batch
+
+SHAPE = (3, 4, 6, 1)
+RNG = np.random.default_rng(0)
+DSM = RNG.uniform(300, 330, SHAPE).astype(np.float32)
+MASK = (RNG.uniform(size=SHAPE) < 0.4).astype(np.float32)
+THRESHOLD = np.array([5.0, 10.0, 20.0], np.float32)
+VALID = RNG.uniform(size=SHAPE) < 0.8
+VALUES = (DSM, MASK, THRESHOLD, VALID)
+NAMES = ("dsm", "mask", "threshold", "valid")
+
+
+def assert_same(batch, dsm=DSM, mask=MASK, threshold=THRESHOLD):
+    np.testing.assert_array_equal(batch.dsm, dsm)
+    np.testing.assert_array_equal(batch.mask, mask)
+    np.testing.assert_array_equal(batch.threshold, threshold)
+    assert batch.dsm.dtype == batch.mask.dtype == batch.threshold.dtype == np.float32
+
+
+@pytest.mark.parametrize("length", [3, 4])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda values: dict(zip(NAMES, values, strict=False)),
+        tuple,
+        list,
+        lambda values: Batch(*values),
+        lambda values: Batch(*map(jnp.asarray, values)),
+    ],
+    ids=["mapping", "tuple", "list", "batch", "jax"],
+)
+def test_every_form_of_a_batch_is_read(make, length):
+    batch = as_batch(make(VALUES[:length]))
+    if length == 3:
+        assert_same(batch)
+        assert batch.valid is None
+    else:
+        assert_same(batch, dsm=np.where(VALID, DSM, np.nan))
+        np.testing.assert_array_equal(batch.valid, VALID)
+
+
+def test_what_lies_on_the_device_stays_there_and_the_rest_stays_off_it():
+    assert isinstance(as_batch(tuple(map(jnp.asarray, VALUES))).dsm, jax.Array)
+    assert isinstance(as_batch(VALUES).dsm, np.ndarray)
+
+
+def test_images_without_a_channel_get_one():
+    batch = as_batch((DSM[..., 0], MASK[..., 0], THRESHOLD, VALID[..., 0]))
+    assert_same(batch, dsm=np.where(VALID, DSM, np.nan))
+    np.testing.assert_array_equal(as_images("dsm", DSM[..., 0]), DSM)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.int64, np.float64])
+def test_masks_of_any_type_become_float32(dtype):
+    assert_same(as_batch((DSM.astype(np.float64), MASK.astype(dtype), THRESHOLD.astype(np.float64))))
+
+
+def test_valid_of_integers_is_read_as_bool():
+    batch = as_batch((DSM, MASK, THRESHOLD, VALID.astype(np.uint8)))
+    assert batch.valid.dtype == bool
+    np.testing.assert_array_equal(np.isnan(batch.dsm), ~VALID)
+
+
+def test_the_users_arrays_are_left_as_they_are():
+    dsm = DSM.copy()
+    as_batch((dsm, MASK, THRESHOLD, VALID))
+    np.testing.assert_array_equal(dsm, DSM)
+
+
+@pytest.mark.parametrize("threshold", [7, 7.0, np.float64(7), jnp.float32(7), np.full(3, 7), [[7], [7], [7]]])
+def test_a_threshold_is_one_for_all_or_one_a_sample(threshold):
+    values = as_thresholds(threshold, 3)
+    assert values.dtype == np.float32
+    assert np.asarray(values).tolist() == [7.0, 7.0, 7.0]
+
+
+@pytest.mark.parametrize("item", [(DSM, MASK), {"dsm": DSM, "mask": MASK}])
+def test_without_a_threshold_10_m_are_taken_and_said(item, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert_same(as_batch(item), threshold=np.full(3, 10.0))
+    assert "10 m" in caplog.text
+
+
+def nchw(image):
+    return image.transpose(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((nchw(DSM), nchw(MASK), THRESHOLD), r"dsm has shape \(3, 1, 4, 6\).*dsm\.transpose\(0, 2, 3, 1\)"),
+        ((DSM, nchw(MASK), THRESHOLD), r"pass mask\.transpose\(0, 2, 3, 1\)"),
+        ((DSM[0, ..., 0], MASK, THRESHOLD), r"dsm has shape \(4, 6\): must be \[batch, height, width, 1\]$"),
+        ((np.repeat(DSM, 3, -1), MASK, THRESHOLD), r"dsm has shape \(3, 4, 6, 3\)"),
+        ((DSM, MASK[:, :2], THRESHOLD), r"mask has shape \(3, 2, 6, 1\), dsm \(3, 4, 6, 1\)"),
+        ((DSM, MASK, THRESHOLD, VALID[:2]), r"valid has shape \(2, 4, 6, 1\)"),
+        ((DSM, MASK, THRESHOLD[:2]), r"threshold has shape \(2,\): must be one number or \(3,\)"),
+        ({"dsm": DSM, "masks": MASK}, r"keys \['dsm', 'masks'\]: must be dsm, mask"),
+        ({"mask": MASK}, r"keys \['mask'\]"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_says_so(item, message):
+    with pytest.raises(ValueError, match=message):
+        as_batch(item)
+
+
+@pytest.mark.parametrize("item", [DSM, (DSM,), "dsm", None, (*VALUES, 1)])
+def test_what_is_no_batch_is_a_type_error(item):
+    with pytest.raises(TypeError, match="must be a mapping with dsm, mask"):
+        as_batch(item)
+
+
+@pytest.mark.parametrize("put", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("valid", [VALID, None], ids=["some valid", "all valid"])
+def test_fill_up_repeats_samples_without_a_valid_pixel(put, valid):
+    batch = fill_up(Batch(*map(put, VALUES[:3]), valid if valid is None else put(valid)), 8)
+    order = [0, 1, 2, 0, 1, 2, 0, 1]
+    assert_same(batch, DSM[order], MASK[order], THRESHOLD[order])
+    np.testing.assert_array_equal(batch.valid[:3], np.ones(SHAPE, bool) if valid is None else valid)
+    assert not np.asarray(batch.valid[3:]).any()
+
+
+def test_a_full_batch_is_left_as_it_is():
+    batch = fill_up(Batch(*VALUES), 3)
+    assert_same(batch)
+    np.testing.assert_array_equal(batch.valid, VALID)
+
+
+def test_a_batch_larger_than_the_first_is_an_error():
+    with pytest.raises(ValueError, match="3 samples after one of 2: the first must be the largest"):
+        fill_up(Batch(*VALUES), 2)
