@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Num, Shaped
 
+from forestgaps_jax.types import Site
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -15,6 +17,7 @@ _ERROR_COLOURS = {
     "false gap": "#e76f51",
     "missed gap": "#264653",
 }
+_GAPS = "YlGn_r"
 _CUT = 0.5  # probability above which gap is predicted
 _RELIEF = 0.35  # canopy is so rough that true relief is black and white
 
@@ -35,6 +38,25 @@ def hillshade(
     light /= np.linalg.norm(light)
     shade = (-east * light[0] + south * light[1] + light[2]) / np.sqrt(1.0 + east**2 + south**2)
     return np.where(np.isfinite(dsm), np.clip(shade, 0.0, 1.0), np.nan)
+
+
+def plot_sites(sites: Sequence[Site], threshold: float) -> "Figure":
+    """A column for each site: hillshade of the surface, canopy height, gaps below a threshold (m)."""
+    figure = _new_figure(2.9 * len(sites), 8.4)
+    axes = figure.subplots(3, len(sites), squeeze=False)
+    tallest = max(float(np.nanquantile(site.chm, 0.99)) for site in sites)
+    for site, (shade, height, gaps) in zip(sites, axes.T, strict=True):
+        shade.imshow(hillshade(site.dsm, site.grid.resolution), cmap="gray", vmin=0, vmax=1)
+        shade.set_title(site.name, fontsize=10)
+        image = height.imshow(site.chm, cmap="viridis", vmin=0, vmax=tallest)
+        gap = np.where(site.valid, site.chm < threshold, np.nan)
+        gaps.imshow(gap, cmap=_GAPS, vmin=0, vmax=1, interpolation="nearest")
+    labels = ("surface (hillshade)", "canopy height (m)", f"gaps below {threshold:g} m")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    figure.colorbar(image, ax=list(axes[1]), fraction=0.05)
+    _hide_ticks(axes)
+    return figure
 
 
 def plot_tiles(
@@ -65,7 +87,7 @@ def plot_tiles(
         known = np.isfinite(dsm[row]) if valid is None else valid[row].astype(bool)
         shown = [np.where(known, image, np.nan) for image in (truth[row], probability[row])]
         axis[0].imshow(hillshade(dsm[row], resolution), cmap="gray", vmin=0, vmax=1)
-        axis[1].imshow(shown[0], cmap="YlGn_r", vmin=0, vmax=1)
+        axis[1].imshow(shown[0], cmap=_GAPS, vmin=0, vmax=1)
         image = axis[2].imshow(shown[1], cmap="viridis", vmin=0, vmax=1)
         found, gap = probability[row] > _CUT, truth[row] > _CUT
         error = np.select([found & gap, ~found & ~gap, found & ~gap], [0.0, 1.0, 2.0], 3.0)
@@ -79,9 +101,7 @@ def plot_tiles(
         figure.colorbar(image, ax=axis[2], fraction=0.05)
     for axis, title in zip(axes[0], ("surface (hillshade)", "true gaps", "P(gap)", "errors"), strict=True):
         axis.set_title(title, fontsize=10)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+    _hide_ticks(axes)
     patches = [Patch(color=colour, label=name) for name, colour in _ERROR_COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -130,6 +150,12 @@ def _new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _hide_ticks(axes: np.ndarray) -> None:
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
 
 
 def _title(metric: str) -> str:
