@@ -64,6 +64,8 @@ def run_training(config: Config) -> tuple[Path, Scores]:
 def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "last"] = "best") -> Scores:
     """Score a run's checkpoint again: on its test tiles, or on all tiles of other data.
 
+    Writes ``evaluation_metrics.json`` and figures beside the run's own, which stay.
+
     Args:
         folder: the run folder.
         config: the run's settings, perhaps with other rasters or another seed for its virtual forests.
@@ -80,18 +82,24 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
     sites = load_sites(config)
     if not _is_own_data(config, Config.from_toml(folder / "config.toml")):
         sampler = evaluation_sampler(sites, all_tiles(sites, config), config)
-        return _score(state, config, sites, sampler, folder, "evaluation")
+        return _score(state, config, sites, sampler, folder, "evaluation", "tiles of other data")
     sampler = create_data(sites, config).test
     if sampler is None:
         raise ValueError(
             "the run kept no test tiles (test_fraction = 0): name other rasters with --dsm and --chm"
         )
     assert isinstance(sampler, TileSampler)
-    return _score(state, config, sites, sampler, folder, "test")
+    return _score(state, config, sites, sampler, folder, "evaluation")
 
 
 def _score(
-    state: TrainState, config: Config, sites: Sequence[Site], sampler: TileSampler, folder: Path, name: str
+    state: TrainState,
+    config: Config,
+    sites: Sequence[Site],
+    sampler: TileSampler,
+    folder: Path,
+    name: str,
+    kind: str = "test tiles, which training never saw",
 ) -> Scores:
     scores = {
         "model": evaluate(state, config, sampler),
@@ -101,7 +109,6 @@ def _score(
     _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
     if config.figure_tiles:
         _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, sites, sampler))
-    kind = "test tiles, which training never saw" if name == "test" else "tiles of other data"
     print(f"\n{len(sampler.places)} {kind}; each {config.tile_size} px, at every threshold\n")
     print(format_table(scores))
     return scores

@@ -48,13 +48,13 @@ def plot_sites(sites: Sequence[Site], threshold: float) -> "Figure":
     for site, (shade, height, gaps) in zip(sites, axes.T, strict=True):
         shade.imshow(hillshade(site.dsm, site.grid.resolution), cmap="gray", vmin=0, vmax=1)
         shade.set_title(site.name, fontsize=10)
-        image = height.imshow(site.chm, cmap="viridis", vmin=0, vmax=tallest)
+        height.imshow(site.chm, cmap="viridis", vmin=0, vmax=tallest)
         gap = np.where(site.valid, site.chm < threshold, np.nan)
         gaps.imshow(gap, cmap=_GAPS, vmin=0, vmax=1, interpolation="nearest")
     labels = ("surface (hillshade)", "canopy height (m)", f"gaps below {threshold:g} m")
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
-    figure.colorbar(image, ax=list(axes[1]), fraction=0.05)
+    figure.colorbar(axes[1, 0].images[0], ax=list(axes[1]), fraction=0.05)
     _hide_ticks(axes)
     return figure
 

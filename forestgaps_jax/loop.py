@@ -1,9 +1,9 @@
 """The training loop: the only place where Python counts epochs and steps."""
 
+import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice, repeat
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,9 +22,10 @@ from forestgaps_jax.callbacks import (
     run_folder,
 )
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.batches import as_batch, as_images, as_thresholds, fill_up
+from forestgaps_jax.data.batches import as_images, as_thresholds
+from forestgaps_jax.data.reading import as_data, read_batches, steps_per_epoch
 from forestgaps_jax.metrics import summarize_counts
-from forestgaps_jax.optimization import create_scheduler
+from forestgaps_jax.optimization import create_optimizer, create_scheduler
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import Totals, TrainStep, make_eval_step, make_train_step, predict_step
 from forestgaps_jax.types import BatchSource, Data, Sampler
@@ -54,7 +55,7 @@ def train(
 
     Returns:
         The trained state, and the history: ``train_loss``, ``val_loss``, ``train_metrics``, ``val_metrics``,
-        ``lr`` (of the epoch's last step) and ``epoch_times`` (seconds), one entry an epoch.
+        ``lr`` (of the epoch's last step) and ``epoch_times`` (seconds), one entry an epoch of this call.
 
     Raises:
         ValueError: settings or data that cannot train; before anything is compiled where possible.
@@ -62,7 +63,8 @@ def train(
     """
     config.validate()
     data = as_data(data)
-    steps = steps_per_epoch(data.train, config)
+    check_optimizer(state, config)
+    steps = steps_per_epoch(data.train)
     # The step gives its buffers away; the caller keeps theirs.
     run = Run(
         config,
@@ -73,10 +75,12 @@ def train(
     )
     hooks = CallbackList([*default_callbacks(config), *(callbacks or ())], run)
     monitor = Monitor(config.monitor_metric)
+    start, done = divmod(int(state.step), steps)
     hooks.fire("on_train_begin", config=config)
     try:
-        for epoch in range(int(state.step) // steps, config.epochs):
-            _run_epoch(run, hooks, data, monitor, epoch)
+        for epoch in range(start, config.epochs):
+            _run_epoch(run, hooks, data, monitor, epoch, done)
+            done = 0
             if run.stop_reason is not None:
                 break
     finally:
@@ -140,39 +144,25 @@ def default_callbacks(config: Config) -> list[Callback]:
     return [*bar, LoggingCallback(), CheckpointingCallback()] if config.name else [*bar]
 
 
-def as_data(data: Data | Mapping[str, Any]) -> Data:
-    """A mapping with keys train, val and test as `Data`."""
-    if isinstance(data, Data):
-        return data
-    if not isinstance(data, Mapping) or "train" not in data or set(data) - {"train", "val", "test"}:
-        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"data is {given}: must be a Data or a mapping with train[, val, test]")
-    return Data(**data)
-
-
-def steps_per_epoch(source: BatchSource, config: Config) -> int:
-    """Batches in an epoch of a training source; one without a length is read once to count them.
+def check_optimizer(state: TrainState, config: Config) -> None:
+    """Refuse a state whose optimizer is not the one of ``config``.
 
     Raises:
-        ValueError: it yields nothing, or only once while there are several epochs.
+        ValueError: says which settings have to be those that the state was created with.
     """
-    if isinstance(source, Sampler):
-        return source.steps_per_epoch
-    if isinstance(source, Iterator):
+    wanted = jax.eval_shape(create_optimizer(config, lambda step: config.learning_rate).init, state.params)
+    if jax.tree.structure(wanted) != jax.tree.structure(state.opt_state):
         raise ValueError(
-            f"data.train is a {type(source).__name__}, which can be read only once: "
-            "give a list of batches, or an object whose __iter__ starts anew"
+            f"the state was created with another optimizer than optimizer = {config.optimizer!r}, "
+            f"use_gradient_clipping = {config.use_gradient_clipping}, clip_norm = {config.clip_norm}: "
+            "pass create_state the same settings as train"
         )
-    steps = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)  # type: ignore[arg-type]
-    if not steps:
-        raise ValueError("data.train yields no batch")
-    return steps
 
 
-def _run_epoch(run: Run, hooks: CallbackList, data: Data, monitor: Monitor, epoch: int) -> None:
+def _run_epoch(run: Run, hooks: CallbackList, data: Data, monitor: Monitor, epoch: int, done: int) -> None:
     config, start = run.config, time.perf_counter()
     hooks.fire("on_epoch_begin", epoch)
-    train_metrics = _train_epoch(run, hooks, data.train, epoch)
+    train_metrics = _train_epoch(run, hooks, data.train, epoch, done)
     if train_metrics is None:
         return
     val_metrics: dict[str, Any] = {}
@@ -192,12 +182,14 @@ def _run_epoch(run: Run, hooks: CallbackList, data: Data, monitor: Monitor, epoc
     hooks.fire("on_epoch_end", epoch, **logs)
 
 
-def _train_epoch(run: Run, hooks: CallbackList, source: BatchSource, epoch: int) -> dict[str, Any] | None:
-    """Train to the end of the epoch; its metrics, or None where a callback stopped within it."""
+def _train_epoch(
+    run: Run, hooks: CallbackList, source: BatchSource, epoch: int, done: int
+) -> dict[str, Any] | None:
+    """Train from batch ``done`` to the end of the epoch; its metrics, or None where a callback stopped it."""
     step: TrainStep = make_train_step(run.config, run.steps_per_epoch)
     totals, in_flight = Totals.zeros(run.config.thresholds), deque[Array]()
-    first = int(run.state.step) % run.steps_per_epoch
-    for number, batch in enumerate(_batches(source, first), first):
+    number = -1
+    for number, batch in enumerate(read_batches(source, done), done):
         hooks.fire("on_batch_begin", number, epoch=epoch)
         run.state, totals, logs = step(run.state, totals, batch)
         _wait(in_flight, logs.loss)
@@ -205,6 +197,11 @@ def _train_epoch(run: Run, hooks: CallbackList, source: BatchSource, epoch: int)
         hooks.fire("on_batch_end", number, epoch=epoch, metrics=logs._asdict(), batch_size=size)
         if run.stop_reason is not None and number + 1 < run.steps_per_epoch:
             return None
+    if number + 1 != run.steps_per_epoch:
+        logging.getLogger(__name__).warning(
+            "data.train gave %d batches in epoch %d where %d were announced: the learning rate and the place "
+            "to go on from count the announced ones", number + 1, epoch + 1, run.steps_per_epoch
+        )  # fmt: skip
     return _summary(totals, run.config)
 
 
@@ -214,7 +211,7 @@ def _evaluate(
     step, totals, in_flight = make_eval_step(config), Totals.zeros(config.thresholds), deque[Array]()
     hooks.fire(f"on_{phase}_begin")
     number = -1
-    for number, batch in enumerate(_batches(source)):
+    for number, batch in enumerate(read_batches(source)):
         hooks.fire(f"on_{phase}_batch_begin", number)
         totals, loss = step(state, totals, batch, np.int32(number))
         _wait(in_flight, loss)
@@ -224,18 +221,6 @@ def _evaluate(
     metrics = _summary(totals, config)
     hooks.fire(f"on_{phase}_end", metrics=metrics)
     return metrics
-
-
-def _batches(source: BatchSource, first: int = 0) -> Iterable[Any]:
-    """What the compiled step takes, from batch ``first`` on: a sampler again and again, or batches."""
-    if isinstance(source, Sampler):
-        yield from repeat(source, source.steps_per_epoch - first)
-        return
-    size = 0
-    for item in islice(source, first, None):
-        batch = as_batch(item)
-        size = size or batch.dsm.shape[0]
-        yield fill_up(batch, size)
 
 
 def _wait(in_flight: deque[Array], loss: Array) -> None:

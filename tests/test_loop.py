@@ -242,3 +242,20 @@ def test_settings_are_checked_before_anything_runs(state, data):
 def test_data_may_be_the_dataclass_too(state, config, arrays):
     state, _ = train(state, config, Data(train=arrays))
     assert int(state.step) == 6
+
+
+def test_a_state_of_another_optimizer_is_refused_in_words(state, config, data):
+    with pytest.raises(ValueError, match="another optimizer than optimizer = 'sgd'"):
+        train(state, replace(config, optimizer="sgd"), data)
+
+
+def test_a_loader_that_ends_early_trains_all_it_gives_and_is_named(state, config, arrays, caplog):
+    class Short(list):
+        def __len__(self):
+            return 4
+
+    trained, history = train(state, config, {"train": Short(arrays)})
+    assert int(trained.step) == 2 * 3
+    pixels = sum(int(batch["valid"].sum()) for batch in arrays)
+    assert [m["confusion_matrix"]["total_pixels"] for m in history["train_metrics"]] == [pixels] * 2
+    assert "gave 3 batches in epoch 1 where 4 were announced" in caplog.text
