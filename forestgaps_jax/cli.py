@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         commands[command](rest)
+    except KeyboardInterrupt:
+        print(f"\nforestgaps-jax {command}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"forestgaps-jax {command}: {error}", file=sys.stderr)
         return 1
@@ -54,7 +57,7 @@ def _train(argv: list[str]) -> None:
     folder, _ = run_training(config)
     print(f"\nrun folder: {folder}")
     print(f"figures:    {folder}/figures")
-    print(f"curves:     tensorboard --logdir {folder}")
+    print(f"curves:     tensorboard --logdir {folder}    (pip install tensorboard)")
     print(f"once more:  forestgaps-jax evaluate {folder}")
 
 

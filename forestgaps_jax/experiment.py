@@ -15,7 +15,6 @@ from forestgaps_jax.callbacks import run_folder
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites
-from forestgaps_jax.data.tiles import all_tiles
 from forestgaps_jax.inference.comparison import format_table, score_baselines
 from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
@@ -81,7 +80,7 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
     state = checkpoint.restore(folder / "checkpoints", state, step).state
     sites = load_sites(config)
     if not _is_own_data(config, Config.from_toml(folder / "config.toml")):
-        sampler = evaluation_sampler(sites, all_tiles(sites, config), config)
+        sampler = evaluation_sampler(sites, config)
         return _score(state, config, sites, sampler, folder, "evaluation", "tiles of other data")
     sampler = create_data(sites, config).test
     if sampler is None:

@@ -23,12 +23,12 @@ from forestgaps_jax.callbacks import (
 )
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_thresholds
-from forestgaps_jax.data.reading import as_data, read_batches, steps_per_epoch
+from forestgaps_jax.data.reading import as_data, as_evaluation_source, read_batches, steps_per_epoch
 from forestgaps_jax.metrics import summarize_counts
 from forestgaps_jax.optimization import create_optimizer, create_scheduler
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import Totals, TrainStep, make_eval_step, make_train_step, predict_step
-from forestgaps_jax.types import BatchSource, Data, Sampler
+from forestgaps_jax.types import BatchSource, Data, Sampler, Site
 
 _RUN_AHEAD = 2
 """Steps that the host may be ahead of the device: enough to keep it busy, too few to fill its memory."""
@@ -37,7 +37,7 @@ _RUN_AHEAD = 2
 def train(
     state: TrainState,
     config: Config,
-    data: Data | Mapping[str, Any],
+    data: Data | Mapping[str, Any] | Site | Sequence[Site],
     callbacks: Sequence[Callback] | None = None,
 ) -> tuple[TrainState, dict[str, list[Any]]]:
     """Train up to ``config.epochs`` epochs.
@@ -48,8 +48,9 @@ def train(
     Args:
         state: where to start, from `create_state`; it stays usable.
         config: the settings.
-        data: a `Data`, or a mapping with ``train`` and perhaps ``val``: each a sampler, or an iterable that
-            can be read again every epoch and yields batches (see `forestgaps_jax.data.as_batch`).
+        data: a site or several, split by blocks of ground; or a `Data` or a mapping with ``train`` and
+            perhaps ``val``: each a sampler, a site or several, or an iterable that can be read again every
+            epoch and yields batches (see `forestgaps_jax.data.as_batch`).
         callbacks: hooks, after those that come by default (progress bar; for a run with a name its logs
             and checkpoints).
 
@@ -62,7 +63,7 @@ def train(
         TypeError: a callback that could never be called rightly.
     """
     config.validate()
-    data = as_data(data)
+    data = as_data(data, config)
     check_optimizer(state, config)
     steps = steps_per_epoch(data.train)
     # The step gives its buffers away; the caller keeps theirs.
@@ -98,14 +99,17 @@ HISTORY = ("train_loss", "val_loss", "train_metrics", "val_metrics", "lr", "epoc
 
 
 def evaluate(
-    state: TrainState, config: Config, batches: BatchSource, callbacks: Sequence[Callback] | None = None
+    state: TrainState,
+    config: Config,
+    batches: BatchSource | Site | Sequence[Site],
+    callbacks: Sequence[Callback] | None = None,
 ) -> dict[str, Any]:
     """Score a state.
 
     Args:
         state: what to score.
         config: gives the loss and the list of thresholds.
-        batches: a sampler or an iterable of batches.
+        batches: a sampler, an iterable of batches, or a site or several, scored as a whole.
         callbacks: hooks for the test events.
 
     Returns:
@@ -116,7 +120,7 @@ def evaluate(
         ValueError: there is no batch, or one of a wrong shape.
     """
     hooks = CallbackList(callbacks or (), Run(config, state, 0))
-    return _evaluate(state, config, batches, hooks, "test")
+    return _evaluate(state, config, as_evaluation_source(batches, config), hooks, "test")
 
 
 def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, "batch height width 1"]:

@@ -216,7 +216,7 @@ def test_predict_takes_one_threshold_or_one_a_sample(state):
     [
         ({"train": []}, "yields no batch"),
         ({"train": iter([1, 2])}, "read only once"),
-        ({"training": []}, "mapping with train"),
+        ({"training": []}, "must have train"),
         ({"train": [{"dsm": np.zeros((2, 16, 16)), "masks": 1}]}, "dsm, mask, threshold"),
         ({"train": [(np.zeros((2, 1, 16, 16)), np.zeros((2, 1, 16, 16)), 5.0)]}, "transpose"),
         ({"train": [(np.zeros((2, 17, 16)), np.zeros((2, 17, 16)), 5.0)]}, "multiples of 2"),
@@ -259,3 +259,10 @@ def test_a_loader_that_ends_early_trains_all_it_gives_and_is_named(state, config
     pixels = sum(int(batch["valid"].sum()) for batch in arrays)
     assert [m["confusion_matrix"]["total_pixels"] for m in history["train_metrics"]] == [pixels] * 2
     assert "gave 3 batches in epoch 1 where 4 were announced" in caplog.text
+
+
+def test_a_site_may_be_trained_on_and_scored_as_it_is(state, config, sites):
+    state, history = train(state, config, sites)
+    assert len(history["val_loss"]) == config.epochs
+    metrics = evaluate(state, config, sites[1])
+    assert metrics["confusion_matrix"]["total_pixels"] == len(config.thresholds) * sites[1].dsm.size

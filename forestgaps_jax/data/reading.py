@@ -1,21 +1,61 @@
 """How the loop reads its sources: samplers, or whatever yields batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import Any
 
+from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_batch, fill_up
-from forestgaps_jax.types import Batch, BatchSource, Data, Sampler
+from forestgaps_jax.data.ground import shared_grounds
+from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
+from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
 
-def as_data(data: Data | Mapping[str, Any]) -> Data:
-    """A mapping with keys train, val and test as `Data`."""
-    if isinstance(data, Data):
-        return data
-    if not isinstance(data, Mapping) or "train" not in data or set(data) - {"train", "val", "test"}:
-        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"data is {given}: must be a Data or a mapping with train[, val, test]")
-    return Data(**data)
+def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Config) -> Data:
+    """Whatever a user trains on, as `Data` of samplers and iterables.
+
+    Args:
+        data: a site or several, which are split by blocks; or a `Data` or a mapping with ``train`` and
+            perhaps ``val`` and ``test``, each a sampler, an iterable of batches, a site or several.
+        config: tiles, split and thresholds.
+
+    Raises:
+        ValueError: a mapping with other keys, sites too small, or ground that both trains and tests.
+    """
+    if (sites := _as_sites(data)) is not None:
+        return create_data(sites, config)
+    parts = data if isinstance(data, Mapping) else vars(data)
+    if "train" not in parts or set(parts) - {"train", "val", "test"}:
+        raise ValueError(f"data has keys {sorted(parts)}: must have train, and may have val and test")
+    _check_grounds(parts)
+    sites = _as_sites(parts["train"])
+    return Data(
+        train=parts["train"] if sites is None else training_sampler(sites, config),
+        val=as_evaluation_source(parts.get("val"), config),
+        test=as_evaluation_source(parts.get("test"), config),
+    )
+
+
+def as_evaluation_source(source: Any, config: Config) -> Any:
+    """The source, or a sampler over the whole of a site or several."""
+    sites = _as_sites(source)
+    return source if sites is None else evaluation_sampler(sites, config)
+
+
+def _as_sites(source: Any) -> list[Site] | None:
+    if isinstance(source, Site):
+        return [source]
+    if isinstance(source, list | tuple) and source and all(isinstance(item, Site) for item in source):
+        return list(source)
+    return None
+
+
+def _check_grounds(parts: Mapping[str, Any]) -> None:
+    train = _as_sites(parts["train"]) or []
+    for part in ("val", "test"):
+        for site in _as_sites(parts.get(part)) or []:
+            if len(shared_grounds([site, *train])) <= len(shared_grounds(train)):
+                raise ValueError(f"{part} site {site.name} shows ground that trains too: give other ground")
 
 
 def steps_per_epoch(source: BatchSource) -> int:

@@ -10,7 +10,7 @@ from forestgaps_jax.config import Config
 from forestgaps_jax.data.rasters import read_site
 from forestgaps_jax.data.sampler import Rasters, TileSampler
 from forestgaps_jax.data.synthetic import virtual_forest
-from forestgaps_jax.data.tiles import Places, split_blocks
+from forestgaps_jax.data.tiles import Places, all_tiles, split_blocks
 from forestgaps_jax.types import Data, Site
 
 
@@ -48,9 +48,15 @@ def create_data(sites: Sequence[Site], config: Config) -> Data:
     )
 
 
-def evaluation_sampler(sites: Sequence[Site], places: Places, config: Config) -> TileSampler:
-    """A sampler over given tiles, in order, at every threshold."""
-    return _sampler(Rasters.from_sites(sites), places, config)
+def training_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
+    """A sampler over the whole of the sites, for training."""
+    places = all_tiles(sites, config, training=True)
+    return _sampler(Rasters.from_sites(sites), places, config, shuffle=True)
+
+
+def evaluation_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
+    """A sampler over the whole of the sites: tiles side by side, in order, at every threshold."""
+    return _sampler(Rasters.from_sites(sites), all_tiles(sites, config), config)
 
 
 def _sampler(rasters: Rasters, places: Places, config: Config, shuffle: bool = False) -> TileSampler:

@@ -54,15 +54,22 @@ def split_blocks(sites: Sequence[Site], config: Config) -> Split:
     return Split(train, *(_join([tiles[i] for i in part]) for part in (val, test)))
 
 
-def all_tiles(sites: Sequence[Site], config: Config) -> Places:
-    """Tiles side by side over whole sites, those with too few valid pixels left out.
+def all_tiles(sites: Sequence[Site], config: Config, *, training: bool = False) -> Places:
+    """Tiles over whole sites, those with too few valid pixels left out.
+
+    Args:
+        sites: rasters to tile.
+        config: ``tile_size``, ``tile_overlap``, ``min_valid_fraction``.
+        training: overlapping tiles that reach the edges; otherwise side by side.
 
     Raises:
         ValueError: no site holds a tile.
     """
-    places = _join(
-        [_tiles_in_block(sites, _Block(Rectangle.of(site), (i,)), config) for i, site in enumerate(sites)]
-    )
+    if training:
+        places = _training_tiles(sites, [], config)
+    else:
+        whole = [_Block(Rectangle.of(site), (index,)) for index, site in enumerate(sites)]
+        places = _join([_tiles_in_block(sites, block, config) for block in whole])
     if not len(places):
         raise ValueError(f"no site holds a valid tile of {config.tile_size} px: make tile_size smaller")
     return places

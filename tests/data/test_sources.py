@@ -6,7 +6,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites
+from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites, training_sampler
 from forestgaps_jax.data.tiles import split_blocks
 from forestgaps_jax.types import Grid, Sampler, Site
 
@@ -82,12 +82,20 @@ def test_parts_of_fraction_0_are_none():
     assert data.test is None
 
 
-def test_evaluation_sampler_reads_the_given_tiles():
-    sites, places = [make_site("a"), make_site("b", (20, 40))], np.array([[1, 3, 30], [0, 2, 1]], np.int32)
-    sampler = evaluation_sampler(sites, places, Config(tile_size=8, batch_size=2, thresholds=(7.0, 12.0)))
+def test_evaluation_sampler_reads_whole_sites_tile_by_tile():
+    sites = [make_site("a", (16, 17)), make_site("b", (8, 24))]
+    sampler = evaluation_sampler(sites, Config(tile_size=8, batch_size=7, thresholds=(7.0, 12.0)))
+    places = [(0, row, column) for row in (0, 8) for column in (0, 8)] + [(1, 0, c) for c in (0, 8, 16)]
     batch = jax.jit(lambda s: s.sample(jnp.int32(1)))(sampler)
     assert sampler.steps_per_epoch == 2
     for tile, mask, (site, row, column) in zip(batch.dsm, batch.mask, places, strict=True):
         window = np.s_[row : row + 8, column : column + 8]
         np.testing.assert_array_equal(tile[..., 0], sites[site].dsm[window])
         np.testing.assert_array_equal(mask[..., 0], sites[site].chm[window] < 12.0)
+
+
+def test_training_sampler_overlaps_tiles_and_reaches_the_edges():
+    sampler = training_sampler([make_site("a", (16, 20))], Config(tile_size=8, tile_overlap=0.5))
+    assert sampler.shuffle
+    expected = {(0, row, column) for row in (0, 4, 8) for column in (0, 4, 8, 12)}
+    assert {tuple(map(int, place)) for place in sampler.places} == expected

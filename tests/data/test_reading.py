@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from forestgaps_jax import Data
+from forestgaps_jax.data import TileSampler, virtual_forest
+from forestgaps_jax.data.reading import as_data, as_evaluation_source, read_batches, steps_per_epoch
+
+BATCHES = [(np.zeros((size, 4, 4), np.float32), np.zeros((size, 4, 4)), 5.0) for size in (3, 3, 2)]
+
+
+@pytest.mark.parametrize("as_given", [lambda sites: sites[0], list, tuple], ids=["site", "list", "tuple"])
+def test_sites_are_split_by_blocks(as_given, sites, config):
+    data = as_data(as_given(sites), config)
+    assert all(isinstance(part, TileSampler) for part in (data.train, data.val, data.test))
+    assert data.train.shuffle
+    assert not data.val.shuffle
+
+
+def test_sites_given_for_a_part_serve_it_as_a_whole(sites, config):
+    data = as_data({"train": sites[0], "val": [sites[1]], "test": BATCHES}, config)
+    assert data.train.shuffle
+    np.testing.assert_array_equal(data.train.rasters.dsm, sites[0].dsm.ravel())
+    np.testing.assert_array_equal(data.val.rasters.dsm, sites[1].dsm.ravel())
+    assert len(data.val.places) == 4 * 5
+    assert data.test is BATCHES
+
+
+def test_ground_that_trains_does_not_test(sites, config):
+    site = replace(sites[0], name="the same ground")
+    with pytest.raises(ValueError, match="val site the same ground shows ground that trains too"):
+        as_data({"train": sites, "val": site}, config)
+
+
+def test_other_sources_pass_as_they_are(config):
+    data = as_data(Data(train=BATCHES), config)
+    assert data == Data(train=BATCHES)
+    assert as_evaluation_source(BATCHES, config) is BATCHES
+    assert isinstance(as_evaluation_source(virtual_forest(0, (32, 32)), config), TileSampler)
+
+
+@pytest.mark.parametrize("data", [{"training": BATCHES}, {"val": BATCHES}, {"train": BATCHES, "valid": 1}])
+def test_other_keys_are_refused(data, config):
+    with pytest.raises(ValueError, match="must have train, and may have val and test"):
+        as_data(data, config)
+
+
+def test_a_source_without_a_length_is_counted():
+    class Loader:
+        def __iter__(self):
+            return iter(BATCHES)
+
+    assert steps_per_epoch(Loader()) == steps_per_epoch(BATCHES) == 3
+    with pytest.raises(ValueError, match="generator, which can be read only once"):
+        steps_per_epoch(batch for batch in BATCHES)
+
+
+def test_batches_have_one_shape_from_any_place_on():
+    assert [batch.dsm.shape for batch in read_batches(BATCHES)] == [(3, 4, 4, 1)] * 3
+    assert [int(batch.valid.sum()) for batch in read_batches(BATCHES, 1)] == [48, 32]
+
+
+def test_a_sampler_is_given_once_for_each_remaining_step(data):
+    assert [*read_batches(data.train, 2)] == [data.train] * (data.train.steps_per_epoch - 2)
