@@ -1,5 +1,6 @@
 """The command line: ``forestgaps-jax train | evaluate | info``."""
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,16 +56,19 @@ def _train(argv: list[str]) -> None:
     from forestgaps_jax.experiment import run_training
 
     folder, _ = run_training(config)
+    quoted = shlex.quote(str(folder))
     print(f"\nrun folder: {folder}")
     print(f"figures:    {folder}/figures")
-    print(f"curves:     tensorboard --logdir {folder}    (pip install tensorboard)")
-    print(f"once more:  forestgaps-jax evaluate {folder}")
+    print(f"curves:     tensorboard --logdir {quoted}    (pip install tensorboard)")
+    print(f"once more:  forestgaps-jax evaluate {quoted}")
 
 
 def _evaluate(argv: list[str]) -> None:
     import tyro
 
-    folder, rest = _take(argv, lambda word: not word.startswith("-"))
+    folder, rest = _take(argv, lambda word: (Path(word) / "config.toml").is_file())
+    if folder is None and not {"-h", "--help"} & set(argv):
+        raise ValueError(f"no run folder (with a config.toml) among the words: {' '.join(argv)}")
 
     @dataclass
     class Evaluation:
@@ -80,9 +84,8 @@ def _evaluate(argv: list[str]) -> None:
         prog=f"forestgaps-jax evaluate {folder or 'RUN_FOLDER'}",
         description="Score a run's checkpoint. Name other rasters with --dsm and --chm to score those.",
     )
-    if folder is None:
-        raise ValueError("name the run folder: forestgaps-jax evaluate runs/quickstart")
     settings.config.validate()
+    assert folder is not None  # help has ended the program by now
     from forestgaps_jax.experiment import run_evaluation
 
     run_evaluation(folder, settings.config, settings.checkpoint)

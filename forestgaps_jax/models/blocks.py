@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from forestgaps_jax.models.drop_path import drop_path
-from forestgaps_jax.models.film import FiLM
+from forestgaps_jax.models.film import Modulation
 from forestgaps_jax.models.norm import Norm
 
 conv = partial(nnx.Conv, kernel_init=nnx.initializers.he_normal())
@@ -24,7 +24,6 @@ class ConvBlock(nnx.Module):
     Args:
         channels_in: channels of the input.
         channels: channels of the output.
-        embedding: width of the threshold's embedding; None for a block that no threshold steers.
         norm: kind of `Norm`.
         drop_path_rate: chance that a sample skips the branch in training.
         rngs: the ``params`` stream initialises the weights.
@@ -35,7 +34,6 @@ class ConvBlock(nnx.Module):
         channels_in: int,
         channels: int,
         *,
-        embedding: int | None,
         norm: Literal["batch", "group"],
         drop_path_rate: float,
         rngs: nnx.Rngs,
@@ -45,20 +43,17 @@ class ConvBlock(nnx.Module):
         self.norm1 = Norm(channels, norm, rngs=rngs)
         self.conv2 = conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
         self.norm2 = Norm(channels, norm, rngs=rngs)
-        self.film1 = None if embedding is None else FiLM(embedding, channels, rngs=rngs)
-        self.film2 = None if embedding is None else FiLM(embedding, channels, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "batch height width channels_in"],
         known: Bool[Array, "batch height width 1"],
-        embedding: Float[Array, "batch embedding"] | None,
+        steer1: Modulation | None,
+        steer2: Modulation | None,
         rngs: nnx.Rngs | None = None,
         train: bool = False,
     ) -> Float[Array, "batch height width channels"]:
-        """Apply the block."""
-        steer1 = self.film1(embedding) if self.film1 and embedding is not None else None
-        steer2 = self.film2(embedding) if self.film2 and embedding is not None else None
+        """Apply the block; ``steer1`` and ``steer2`` modulate the two convolutions, if given."""
         x = jax.nn.relu(self.norm1(self.conv1(x), known, steer1, train))
         branch = jax.nn.relu(self.norm2(self.conv2(x), known, steer2, train))
         return x + (drop_path(branch, self.drop_path_rate, rngs) if train else branch)

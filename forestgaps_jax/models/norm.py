@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-Modulation = tuple[Float[Array, "batch 1 1 channels"], Float[Array, "batch 1 1 channels"]]
+from forestgaps_jax.models.film import Modulation
 
 
 class Norm(nnx.Module):

@@ -1,5 +1,6 @@
 """U-Nets from a surface tile to gap logits, steered by the height threshold or not."""
 
+from itertools import repeat
 from typing import Literal
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from forestgaps_jax.models.blocks import ConvBlock, conv, double, halve
-from forestgaps_jax.models.film import ThresholdEmbedding
+from forestgaps_jax.models.film import FiLM, ThresholdEmbedding
 from forestgaps_jax.models.height import normalize_height
 
 EMBEDDING = 64
@@ -18,7 +19,7 @@ class UNet(nnx.Module):
     """Encoder and decoder with skip connections; heights go in as metres, logits come out.
 
     Args:
-        film: steer every block by the threshold (`FiLM`); without, the threshold is ignored.
+        film: steer every convolution by the threshold (`FiLM`); without, the threshold is ignored.
         features: channels of the first level, doubled at each level down.
         depth: how often the tile is halved.
         norm: ``"batch"`` or ``"group"``.
@@ -44,14 +45,12 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.stride, self.height_scale = 2**depth, height_scale
-        self.embed = ThresholdEmbedding(EMBEDDING, rngs=rngs) if film else None
         channels = [features * 2**level for level in range(depth + 1)]
 
         def block(channels_in: int, level: int) -> ConvBlock:
             return ConvBlock(
                 channels_in,
                 channels[level],
-                embedding=EMBEDDING if film else None,
                 norm=norm,
                 drop_path_rate=drop_path_rate * (level + 1) / (depth + 1),
                 rngs=rngs,
@@ -65,6 +64,9 @@ class UNet(nnx.Module):
         )
         self.decoder = nnx.List([block(2 * channels[level], level) for level in range(depth)])
         self.head = nnx.Conv(features, 1, (1, 1), rngs=rngs)
+        steered = [c for c in (*channels, *reversed(channels[:-1])) for _ in range(2)]
+        self.embed = ThresholdEmbedding(EMBEDDING, rngs=rngs) if film else None
+        self.film = FiLM(EMBEDDING, steered, rngs=rngs) if film else None
 
     def __call__(
         self,
@@ -86,19 +88,19 @@ class UNet(nnx.Module):
         """
         threshold = self._check(dsm, threshold)
         x, threshold, known = normalize_height(dsm, threshold, self.height_scale)
-        embedding = None if self.embed is None else self.embed(threshold)
+        steer = iter(self.film(self.embed(threshold))) if self.film and self.embed else repeat(None)
         skips = []
         for block in self.encoder:
-            x = block(x, known, embedding, rngs, train)
+            x = block(x, known, next(steer), next(steer), rngs, train)
             skips.append((x, known))
             x, known = halve(x), halve(known)
-        x = self.bottom(x, known, embedding, rngs, train)
+        x = self.bottom(x, known, next(steer), next(steer), rngs, train)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         for narrow, block in zip(reversed(self.narrow), reversed(self.decoder), strict=True):
             skip, known = skips.pop()
             # Narrowing before doubling needs a quarter of the arithmetic, and gives the same.
             x = jnp.concatenate([skip, double(narrow(x))], axis=-1)
-            x = block(x, known, embedding, rngs, train)
+            x = block(x, known, next(steer), next(steer), rngs, train)
         return self.head(x)
 
     def _check(self, dsm: Array, threshold: Array | None) -> Array:

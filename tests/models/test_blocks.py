@@ -82,17 +82,19 @@ def test_drop_path_is_a_function_of_its_key():
 
 
 def test_film_starts_as_the_identity_and_then_is_one_plus_gamma_and_beta():
-    film = FiLM(5, 3, rngs=nnx.Rngs(0))
-    embedding = np.random.default_rng(1).normal(size=(2, 5)).astype(np.float32)
-    gain, shift = film(jnp.asarray(embedding))
-    assert gain.shape == shift.shape == (2, 1, 1, 3)
-    assert (np.asarray(gain) == 1).all()
-    assert (np.asarray(shift) == 0).all()
-    kernel = np.random.default_rng(2).normal(size=(5, 6)).astype(np.float32)
+    film = FiLM(5, [3, 2], rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    embedding = rng.normal(size=(2, 5)).astype(np.float32)
+    for gain, shift in film(jnp.asarray(embedding)):
+        np.testing.assert_array_equal(gain, 1.0)
+        np.testing.assert_array_equal(shift, 0.0)
+    kernel = rng.normal(size=(5, 10)).astype(np.float32)
     film.project.kernel[...] = jnp.asarray(kernel)
-    gain, shift = film(jnp.asarray(embedding))
-    np.testing.assert_allclose(np.squeeze(gain), 1 + embedding @ kernel[:, :3], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(np.squeeze(shift), embedding @ kernel[:, 3:], rtol=1e-5, atol=1e-6)
+    gamma, beta = (embedding @ part for part in np.split(kernel, 2, axis=1))
+    for (gain, shift), layer in zip(film(jnp.asarray(embedding)), (np.s_[:, :3], np.s_[:, 3:]), strict=True):
+        assert gain.shape == (2, 1, 1, gamma[layer].shape[1])
+        np.testing.assert_allclose(gain[:, 0, 0], 1 + gamma[layer], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(shift[:, 0, 0], beta[layer], rtol=1e-5, atol=1e-6)
 
 
 def test_embedding_tells_thresholds_apart_sample_by_sample():
