@@ -10,9 +10,10 @@ from jaxtyping import Array, Bool, Float
 
 from forestgaps_jax.models.drop_path import drop_path
 from forestgaps_jax.models.film import Modulation
+from forestgaps_jax.models.initializers import he_normal
 from forestgaps_jax.models.norm import Norm
 
-conv = partial(nnx.Conv, kernel_init=nnx.initializers.he_normal())
+conv = partial(nnx.Conv, kernel_init=he_normal)
 
 
 class ConvBlock(nnx.Module):

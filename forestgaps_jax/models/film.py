@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from forestgaps_jax.models.initializers import he_normal
+
 Modulation = tuple[Float[Array, "batch 1 1 channels"], Float[Array, "batch 1 1 channels"]]
 """Factor and summand of a layer's features."""
 
@@ -16,8 +18,8 @@ class ThresholdEmbedding(nnx.Module):
     """A small perceptron from the scaled threshold ``[batch]`` to a vector ``[batch, width]``."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(1, width, rngs=rngs)
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.hidden = nnx.Linear(1, width, kernel_init=he_normal, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=he_normal, rngs=rngs)
 
     def __call__(self, threshold: Float[Array, " batch"]) -> Float[Array, "batch width"]:
         """Embed thresholds that `normalize_height` has scaled."""

@@ -63,7 +63,7 @@ class UNet(nnx.Module):
             [conv(channels[level + 1], channels[level], (1, 1), rngs=rngs) for level in range(depth)]
         )
         self.decoder = nnx.List([block(2 * channels[level], level) for level in range(depth)])
-        self.head = nnx.Conv(features, 1, (1, 1), rngs=rngs)
+        self.head = conv(features, 1, (1, 1), rngs=rngs)
         steered = [c for c in (*channels, *reversed(channels[:-1])) for _ in range(2)]
         self.embed = ThresholdEmbedding(EMBEDDING, rngs=rngs) if film else None
         self.film = FiLM(EMBEDDING, steered, rngs=rngs) if film else None
