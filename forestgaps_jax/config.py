@@ -19,6 +19,7 @@ Positive = Annotated[float, Rule("above 0", lambda v: 0 < v < math.inf)]
 NotNegative = Annotated[float, Rule("0 or more", lambda v: 0 <= v < math.inf)]
 Fraction = Annotated[float, Rule("from 0 to 1", lambda v: 0 <= v <= 1)]
 Rate = Annotated[float, Rule("from 0 to below 1", lambda v: 0 <= v < 1)]
+FolderName = Annotated[str, Rule("a plain folder name", lambda v: Path(v).name == v and v != "..")]
 Slope = Annotated[float, Rule("from 0 to 45 degrees", lambda v: 0 <= v <= 45)]
 
 
@@ -50,7 +51,7 @@ class Config(metaclass=_Checked):
     ValueError: dropout = 1.5: must be from 0 to below 1
     """
 
-    name: str = ""
+    name: FolderName = ""
     """Name of the run; its folder is runs_dir/name. Empty: nothing is written to disk."""
     runs_dir: str = "runs"
     """Folder that holds the run folders."""
@@ -175,6 +176,8 @@ class Config(metaclass=_Checked):
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no settings file {path}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid TOML: {error}") from None
         values |= overrides

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from forestgaps_jax import checkpoint, figures
-from forestgaps_jax.callbacks import run_folder
+from forestgaps_jax.callbacks import Monitor, new_run_folder
 from forestgaps_jax.config import Config
+from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites
-from forestgaps_jax.inference.comparison import format_table, score_baselines
+from forestgaps_jax.inference.comparison import format_table, mean_iou_over_thresholds, score_baselines
 from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config
@@ -25,9 +26,10 @@ from forestgaps_jax.types import Site
 Scores = dict[str, dict[str, Any]]
 """Metrics by the predictor's name: model, grey_opening, all_gap."""
 
-_DATA = ("dsm", "chm", "seed", "virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope")
-_SPLIT = ("tile_size", "tile_overlap", "min_valid_fraction", "block_size", "split_buffer")
-_SPLIT += ("val_fraction", "test_fraction")
+_VIRTUAL = {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
+_SPLIT = {"seed", "tile_size", "tile_overlap", "min_valid_fraction", "block_size", "split_buffer"}
+_SPLIT |= {"val_fraction", "test_fraction"}
+_MODEL = {"model_name", "features", "depth", "norm", "height_scale"}
 
 
 def run_training(config: Config) -> tuple[Path, Scores]:
@@ -44,13 +46,15 @@ def run_training(config: Config) -> tuple[Path, Scores]:
         ValueError: settings or rasters that cannot train.
         OSError: a raster that cannot be read.
     """
-    folder = run_folder(replace(config, name=config.name or "run"), new=True)
-    assert folder is not None
-    config = replace(config, name=folder.name)
+    config = _with_absolute_paths(replace(config, name=config.name or "run"))
+    # The model and the monitored metric come before the rasters, which may take long, to fail early.
+    state = create_state(create_model_from_config(config), config)
+    Monitor(config.monitor_metric)
     sites = load_sites(config)
     data = create_data(sites, config)
     print(_describe(sites, data.train, config))
-    state, history = train(create_state(create_model_from_config(config), config), config, data)
+    folder = new_run_folder(config)
+    state, history = train(state, config, data, folder=folder)
     _save_figure(folder, "history", figures.plot_history(history))
     if data.test is None:
         return folder, {}
@@ -72,21 +76,23 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
 
     Raises:
         FileNotFoundError: the folder holds no checkpoint.
+        ValueError: settings that would make the scores meaningless: another network, or data that trained.
     """
-    folder = Path(folder)
-    pick = checkpoint.best if which == "best" else checkpoint.latest
-    state = create_state(create_model_from_config(config), config)
-    step = pick(folder / "checkpoints")
-    state = checkpoint.restore(folder / "checkpoints", state, step).state
+    folder, config = Path(folder), _with_absolute_paths(config)
+    trained = Config.from_toml(folder / "config.toml")
+    own = _is_own_data(config, trained)
     sites = load_sites(config)
-    if not _is_own_data(config, Config.from_toml(folder / "config.toml")):
+    if not own:
+        refuse_shared_ground(load_sites(trained), sites)
+    step = (checkpoint.best if which == "best" else checkpoint.latest)(folder / "checkpoints")
+    state = create_state(create_model_from_config(config), config)
+    state = checkpoint.restore(folder / "checkpoints", state, step).state
+    if not own:
         sampler = evaluation_sampler(sites, config)
-        return _score(state, config, sites, sampler, folder, "evaluation", "tiles of other data")
+        return _score(state, config, sites, sampler, folder, "evaluation", "tiles of other ground")
     sampler = create_data(sites, config).test
     if sampler is None:
-        raise ValueError(
-            "the run kept no test tiles (test_fraction = 0): name other rasters with --dsm and --chm"
-        )
+        raise ValueError("the run kept no test tiles (test_fraction = 0): name rasters with --dsm and --chm")
     assert isinstance(sampler, TileSampler)
     return _score(state, config, sites, sampler, folder, "evaluation")
 
@@ -110,6 +116,8 @@ def _score(
         _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, sites, sampler))
     print(f"\n{len(sampler.places)} {kind}; each {config.tile_size} px, at every threshold\n")
     print(format_table(scores))
+    if mean_iou_over_thresholds(scores["model"]) < mean_iou_over_thresholds(scores["grey_opening"]):
+        print("\nHere the grey opening, which needs no training, is better: common on gentle, open ground.")
     return scores
 
 
@@ -135,18 +143,31 @@ def _is_own_data(config: Config, trained: Config) -> bool:
     """Whether the data are those of the training, split in the same way.
 
     Raises:
-        ValueError: the same data, split in another way: a test tile could be one that was trained on.
+        ValueError: the network is described in another way than it was trained; only one of DSM and CHM is
+            another; or the same data are split in another way, so that a test tile could have trained.
     """
-    before, now = trained.to_dict(), config.to_dict()
-    if any(now[name] != before[name] for name in _DATA):
+    now, before = config.to_dict(), trained.to_dict()
+    other = {name for name in now if now[name] != before[name]}
+    if wrong := sorted(other & _MODEL):
+        raise ValueError(
+            f"{wrong[0]} = {now[wrong[0]]} is not what was trained: {before[wrong[0]]}; leave it"
+        )
+    if len(other & {"dsm", "chm"}) == 1:
+        raise ValueError("other rasters need both: give --dsm and --chm")
+    if other & ({"dsm", "chm"} if config.dsm else {"dsm", "chm", "seed", *_VIRTUAL}):
         return False
-    for name in _SPLIT:
-        if now[name] != before[name]:
-            raise ValueError(
-                f"{name} = {now[name]} would split the run's own rasters in another way than {name} = "
-                f"{before[name]}, and test on what was trained on: leave it, or give other rasters"
-            )
+    if wrong := sorted(other & _SPLIT):
+        raise ValueError(
+            f"{wrong[0]} = {now[wrong[0]]} would split the run's own rasters in another way than "
+            f"{before[wrong[0]]}, and test on what was trained on: leave it, or give other rasters"
+        )
     return True
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """So that the run folder can be used from anywhere."""
+    paths = {name: [str(Path(p).absolute()) for p in getattr(config, name)] for name in ("dsm", "chm")}
+    return replace(config, **paths)
 
 
 def _describe(sites: Sequence[Site], sampler: Any, config: Config) -> str:

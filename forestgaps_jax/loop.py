@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from forestgaps_jax.callbacks import (
     Monitor,
     ProgressBar,
     Run,
-    run_folder,
+    new_run_folder,
 )
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_thresholds
@@ -39,6 +40,8 @@ def train(
     config: Config,
     data: Data | Mapping[str, Any] | Site | Sequence[Site],
     callbacks: Sequence[Callback] | None = None,
+    *,
+    folder: str | Path | None = None,
 ) -> tuple[TrainState, dict[str, list[Any]]]:
     """Train up to ``config.epochs`` epochs.
 
@@ -53,6 +56,8 @@ def train(
             epoch and yields batches (see `forestgaps_jax.data.as_batch`).
         callbacks: hooks, after those that come by default (progress bar; for a run with a name its logs
             and checkpoints).
+        folder: an existing run folder to go on in; None for a new one, ``runs_dir/name`` with a number added
+            where that exists, or for nothing on disk where ``config.name`` is empty.
 
     Returns:
         The trained state, and the history: ``train_loss``, ``val_loss``, ``train_metrics``, ``val_metrics``,
@@ -72,10 +77,12 @@ def train(
         jax.tree.map(jnp.copy, state),
         steps,
         history={name: [] for name in HISTORY},
-        folder=run_folder(config, new=int(state.step) == 0),
+        folder=None if folder is None else Path(folder),
     )
-    hooks = CallbackList([*default_callbacks(config), *(callbacks or ())], run)
+    hooks = CallbackList([*default_callbacks(config, run), *(callbacks or ())], run)
     monitor = Monitor(config.monitor_metric)
+    if run.folder is None and config.name:
+        run.folder = new_run_folder(config)
     start, done = divmod(int(state.step), steps)
     hooks.fire("on_train_begin", config=config)
     try:
@@ -142,10 +149,11 @@ def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, 
     return predict_step(state, images, as_thresholds(threshold, images.shape[0]))
 
 
-def default_callbacks(config: Config) -> list[Callback]:
+def default_callbacks(config: Config, run: Run) -> list[Callback]:
     """What `train` hooks in by itself."""
     bar = [ProgressBar()] if config.use_progress_bar else []
-    return [*bar, LoggingCallback(), CheckpointingCallback()] if config.name else [*bar]
+    on_disk = run.folder is not None or config.name
+    return [*bar, LoggingCallback(), CheckpointingCallback()] if on_disk else [*bar]
 
 
 def check_optimizer(state: TrainState, config: Config) -> None:

@@ -55,14 +55,10 @@ class StepLogs(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
-_OUTSIDE_THE_STEP = (
-    "name",
-    "runs_dir",
-    "monitor_metric",
-    "use_progress_bar",
-    "use_tensorboard",
-    "figure_tiles",
-)
+_OUTSIDE_THE_STEP = {"name", "runs_dir", "seed", "monitor_metric", "dsm", "chm", "tile_overlap", "block_size"}
+_OUTSIDE_THE_STEP |= {"min_valid_fraction", "split_buffer", "val_fraction", "test_fraction", "figure_tiles"}
+_OUTSIDE_THE_STEP |= {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
+_OUTSIDE_THE_STEP |= {"use_progress_bar", "use_tensorboard"}
 """Settings that do not change what is compiled."""
 
 TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLogs]]

@@ -98,15 +98,40 @@ def test_evaluate_scores_all_tiles_of_other_rasters(trained, rasters, capsys):
     folder, _ = trained
     assert main(["evaluate", str(folder), *rasters]) == 0
     # 64 x 96 px hold 4 x 6 tiles of 16 px; one has a quarter of its pixels without CHM.
-    assert "24 tiles of other data" in capsys.readouterr().out
+    assert "24 tiles of other ground" in capsys.readouterr().out
     scores = json.loads((folder / "evaluation_metrics.json").read_text())
     assert scores["model"]["confusion_matrix"]["total_pixels"] == 2 * (64 * 96 - 8 * 8)
 
 
-def test_evaluate_refuses_to_split_the_same_data_in_another_way(trained, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--split-buffer", "5"], "test on what was trained on"),
+        (["--virtual-slope", "5", "20"], "site virtual-0 shows ground of virtual-0, which trains"),
+        (["--virtual-sites", "3"], "shows ground of virtual-0, which trains"),
+        (["--dsm", "a.tif"], "give --dsm and --chm"),
+        (["--height-scale", "20"], "height_scale = 20.0 was 10.0 in training"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else None,
+)
+def test_evaluate_refuses_what_would_make_the_scores_meaningless(trained, capsys, words, message):
     folder, _ = trained
-    assert main(["evaluate", str(folder), "--split-buffer", "5"]) == 1
-    assert "test on what was trained on" in capsys.readouterr().err
+    assert main(["evaluate", str(folder), *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_evaluated_from_any_folder_and_knows_its_rasters_by_any_path(rasters, capsys, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(rasters[1]).parent)
+        words = [Path(word).name if word.endswith(".tif") else word for word in rasters]
+        (tmp_path / "small.toml").write_text(SMALL)
+        runs = ["--runs-dir", str(tmp_path)]
+        assert main(["train", str(tmp_path / "small.toml"), *words, *runs, "--figure-tiles", "0"]) == 0
+    expected = table(capsys.readouterr().out)
+    assert main(["evaluate", str(tmp_path / "small"), *rasters]) == 0
+    assert table(capsys.readouterr().out) == expected
+    assert main(["evaluate", str(tmp_path / "small"), "--seed", "5"]) == 1
+    assert "split the run's own rasters in another way" in capsys.readouterr().err
 
 
 def test_train_reads_rasters_and_never_overwrites_a_run(trained, rasters, capsys, monkeypatch):
@@ -139,6 +164,9 @@ def test_help_lists_every_setting_with_its_meaning(capsys):
         (["train", "--dsm", "a.tif"], 1, "each DSM needs its CHM"),
         (["train", "--dsm", "a.tif", "--chm", "b.tif"], 1, "a.tif"),
         (["train", "--virtual-size", "64", "--virtual-sites", "1"], 1, "make tile_size"),
+        (["train", "--monitor-metric", "val_iuo"], 1, "monitor_metric = 'val_iuo'"),
+        (["train", "--model-name", "unte"], 1, "did you mean 'unet'"),
+        (["train", "--name", "a/b"], 1, "a plain folder name"),
         (["evaluate", "runs/nowhere"], 1, "runs/nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

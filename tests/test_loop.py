@@ -6,9 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.metrics import f1_score, jaccard_score
 
-from forestgaps_jax import Batch, Callback, Config, Data, evaluate, predict, train
+from forestgaps_jax import (
+    Batch,
+    Callback,
+    Config,
+    Data,
+    create_model,
+    create_state,
+    evaluate,
+    predict,
+    train,
+)
 from forestgaps_jax.loop import HISTORY
 from forestgaps_jax.metrics import to_json
 
@@ -266,3 +277,25 @@ def test_a_site_may_be_trained_on_and_scored_as_it_is(state, config, sites):
     assert len(history["val_loss"]) == config.epochs
     metrics = evaluate(state, config, sites[1])
     assert metrics["confusion_matrix"]["total_pixels"] == len(config.thresholds) * sites[1].dsm.size
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_tiles_without_a_valid_pixel_poison_nothing(config, arrays, norm):
+    config = replace(config, norm=norm, epochs=3, batch_size=4)
+    model = create_model("unet_film", rngs=nnx.Rngs(0), features=2, depth=1, norm=norm)
+    one, nothing = ({**arrays[0], "valid": arrays[0]["valid"].copy()} for _ in range(2))
+    one["valid"][1] = False
+    nothing["valid"][:] = False
+    trained, history = train(create_state(model, config), config, {"train": [arrays[0], one, nothing]})
+    leaves = jax.tree.leaves((trained.params, trained.model_state, trained.opt_state))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+    assert np.isfinite(history["train_loss"]).all()
+    assert bool(jnp.isfinite(predict(trained, np.full((1, 16, 16), np.nan), 5.0)).all())
+
+
+def test_unknown_surface_counts_nowhere_even_if_called_valid(state, config, arrays):
+    batch = {**arrays[0], "dsm": arrays[0]["dsm"].copy(), "valid": np.ones((4, 16, 16), bool)}
+    batch["dsm"][:, :5] = np.nan
+    assert evaluate(state, config, [batch])["n_pixels"] == 4 * 11 * 16
+    del batch["valid"]
+    assert evaluate(state, config, [batch])["n_pixels"] == 4 * 11 * 16

@@ -1,6 +1,6 @@
 """Hooks around the training loop, and those that come with the library."""
 
-from forestgaps_jax.callbacks.base import EVENTS, Callback, CallbackList, Run, run_folder
+from forestgaps_jax.callbacks.base import EVENTS, Callback, CallbackList, Run, new_run_folder
 from forestgaps_jax.callbacks.checkpointing import CheckpointingCallback
 from forestgaps_jax.callbacks.logging import LoggingCallback
 from forestgaps_jax.callbacks.monitor import Monitor
@@ -15,5 +15,5 @@ __all__ = [
     "Monitor",
     "ProgressBar",
     "Run",
-    "run_folder",
+    "new_run_folder",
 ]

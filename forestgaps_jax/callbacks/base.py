@@ -37,16 +37,19 @@ class Run:
         self.stop_reason = reason
 
 
-def run_folder(config: Config, new: bool) -> Path | None:
-    """``runs_dir/name``, or None without a name; for a new run, with a number added if that exists.
+def new_run_folder(config: Config) -> Path:
+    """Make ``runs_dir/name``, or the first of ``name-2``, ``name-3``, ... that does not exist.
 
-    So a second run of the same settings never mixes with, or writes over, the first.
+    So no run ever mixes with, or writes over, another; not even one that starts at the same moment.
     """
-    if not config.name:
-        return None
     folder = Path(config.runs_dir) / config.name
-    numbered = (folder.with_name(f"{config.name}-{number}") for number in count(2))
-    return next(f for f in chain([folder], numbered) if not new or not f.exists())
+    for candidate in chain([folder], (folder.with_name(f"{config.name}-{n}") for n in count(2))):
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("there is always a next number")
 
 
 class Callback:

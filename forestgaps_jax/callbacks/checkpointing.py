@@ -4,7 +4,7 @@ from typing import Any
 
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.monitor import Monitor
-from forestgaps_jax.checkpoint import Checkpointer
+from forestgaps_jax.checkpoint import Checkpointer, latest
 from forestgaps_jax.metrics import to_json
 
 
@@ -17,8 +17,15 @@ class CheckpointingCallback(Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the folder."""
         self._monitor = Monitor(self.run.config.monitor_metric)
-        folder = self.run.folder
-        self._checkpointer = None if folder is None else Checkpointer(folder / "checkpoints")
+        self._checkpointer = None
+        if self.run.folder is not None:
+            folder, step = self.run.folder / "checkpoints", int(self.run.state.step)
+            newest = latest(folder)
+            if newest is not None and newest > step:
+                raise ValueError(
+                    f"{folder} holds step {newest}, later than the state's {step}: give another folder"
+                )
+            self._checkpointer = Checkpointer(folder)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save."""

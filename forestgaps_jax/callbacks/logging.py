@@ -2,7 +2,9 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from forestgaps_jax.callbacks.base import Callback
@@ -22,10 +24,20 @@ class LoggingCallback(Callback):
         """Open the files."""
         self._folder, self._events = self.run.folder, None
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self.run.config.to_toml(self._folder / "config.toml")
+            named = replace(self.run.config, name=self._folder.name, runs_dir=str(self._folder.parent))
+            named.to_toml(self._folder / "config.toml")
             if self.run.config.use_tensorboard:
                 self._events = _open_events(str(self._folder))
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start counting tiles."""
+        self._tiles, self._start = 0, time.perf_counter()
+
+    def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Count tiles, and the time that they took."""
+        assert logs is not None
+        self._tiles += logs["batch_size"]
+        self._seconds = time.perf_counter() - self._start
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch."""
@@ -54,8 +66,7 @@ class LoggingCallback(Callback):
                 for name in _PER_THRESHOLD:
                     yield f"{phase}/{name}/{threshold:g}m", by_name[name]
         yield "learning_rate", logs["lr"]
-        tiles = self.run.steps_per_epoch * self.run.config.batch_size
-        yield "tiles_per_second", tiles / logs["epoch_time"]
+        yield "tiles_per_second", self._tiles / self._seconds
 
 
 def _open_events(folder: str) -> Any:

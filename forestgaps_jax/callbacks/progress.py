@@ -12,15 +12,19 @@ _LAG = 4  # steps: the loss shown is of a step that the device has finished
 
 
 class ProgressBar(Callback):
-    """Shows the training in a terminal or a notebook; prints only the lines where there is neither."""
+    """Shows the training in a terminal or a notebook; elsewhere, or without tqdm, prints the lines only."""
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the bar."""
         self._losses: deque[Any] = deque(maxlen=_LAG)
         total = self.run.config.epochs * self.run.steps_per_epoch
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tqdm falls back to text where there are no widgets
-            from tqdm.auto import tqdm
+        self._bar = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # tqdm falls back to text where there are no widgets
+                from tqdm.auto import tqdm
+        except ImportError:
+            return
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._bar = tqdm(
             total=total,
@@ -35,6 +39,8 @@ class ProgressBar(Callback):
         """Move the bar."""
         assert logs is not None
         self._losses.append(logs["metrics"]["loss"])
+        if self._bar is None:
+            return
         if not self._bar.disable:
             epoch = f"epoch {logs['epoch'] + 1}/{self.run.config.epochs}"
             self._bar.set_description(epoch, refresh=False)
@@ -53,8 +59,9 @@ class ProgressBar(Callback):
         best = "  * best so far" if logs["improved"] else ""
         width = 1 + int(math.log10(self.run.config.epochs))
         line = f"epoch {epoch + 1:{width}}/{self.run.config.epochs}  {'  '.join(parts)}{best}"
-        self._bar.write(line, file=sys.stdout)
+        print(line) if self._bar is None else self._bar.write(line, file=sys.stdout)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Close the bar."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

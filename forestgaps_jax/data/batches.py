@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ def as_batch(item: Any) -> Batch:
             number for all; without one it is 10 m.
 
     Returns:
-        The batch, with NaN in the DSM where a pixel is not valid: what stands there is nobody's height.
+        The batch. A pixel is valid where it is given as valid and its DSM is finite; where it is not, the
+        DSM is NaN: what stands there is nobody's height.
 
     Raises:
         TypeError: not one of these.
@@ -39,8 +41,10 @@ def as_batch(item: Any) -> Batch:
         if image is not None and image.shape != dsm.shape:
             raise ValueError(f"{name} has shape {image.shape}, dsm {dsm.shape}: must be the same")
     _check_mask(mask, valid)
+    numpy = jnp if isinstance(dsm, jax.Array) else np
     if valid is not None:
-        dsm = (jnp if isinstance(dsm, jax.Array) else np).where(valid, dsm, np.float32(np.nan))
+        dsm = numpy.where(valid, dsm, np.float32(np.nan))
+    valid = numpy.isfinite(dsm)
     return Batch(dsm, mask, as_thresholds(parts.get("threshold"), dsm.shape[0]), valid)
 
 
@@ -52,7 +56,7 @@ def as_images(name: str, images: Any) -> Any:
 def as_thresholds(threshold: Any, batch_size: int) -> Any:
     """Thresholds as float32 ``[batch]``, from one number or one a sample; None is 10 m."""
     if threshold is None:
-        logging.getLogger(__name__).warning("a batch without thresholds: %g m is taken", DEFAULT_THRESHOLD)
+        _say_default()
         threshold = DEFAULT_THRESHOLD
     values = _array(threshold, np.float32)
     if values.ndim == 0:
@@ -62,8 +66,13 @@ def as_thresholds(threshold: Any, batch_size: int) -> Any:
     return values.reshape(batch_size)
 
 
+@cache
+def _say_default() -> None:
+    logging.getLogger(__name__).warning("batches without thresholds: %g m is taken", DEFAULT_THRESHOLD)
+
+
 def fill_up(batch: Batch, batch_size: int) -> Batch:
-    """Repeat samples of a smaller batch up to ``batch_size``, the repeats without a valid pixel.
+    """Repeat samples of a smaller batch up to ``batch_size``, the repeats without a known pixel.
 
     So every batch has one shape, for which one function is compiled, and nothing counts twice.
 
@@ -81,6 +90,8 @@ def fill_up(batch: Batch, batch_size: int) -> Batch:
     slots = np.arange(batch_size)
     real = (slots < size)[:, None, None, None]
     dsm, mask, threshold, valid = (x[slots % size] for x in (batch.dsm, batch.mask, batch.threshold, valid))
+    unknown = np.float32(np.nan)
+    dsm = jnp.where(real, dsm, unknown) if isinstance(dsm, jax.Array) else np.where(real, dsm, unknown)
     return Batch(dsm, mask, threshold, valid & real)
 
 

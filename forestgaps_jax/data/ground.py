@@ -74,6 +74,21 @@ def shared_grounds(sites: Sequence[Site]) -> list[tuple[int, ...]]:
     return [tuple(sorted(group)) for group in groups]
 
 
+def refuse_shared_ground(train: Sequence[Site], other: Sequence[Site]) -> None:
+    """Check that sites to be scored show no ground that trains.
+
+    Raises:
+        ValueError: names the first that does.
+    """
+    for site in other:
+        for trained in train:
+            if _same_ground(site, trained):
+                raise ValueError(
+                    f"site {site.name} shows ground of {trained.name}, which trains: "
+                    "scores there mean nothing; give other ground"
+                )
+
+
 def pixels_inside(rectangle: Rectangle, site: Site) -> tuple[int, int, int, int]:
     """First row and column, last row and column (exclusive) of the pixels wholly inside."""
     return _pixels(rectangle, site, _SLACK)

@@ -1,14 +1,18 @@
 """How the loop reads its sources: samplers, or whatever yields batches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, repeat
 from typing import Any
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_batch, fill_up
-from forestgaps_jax.data.ground import shared_grounds
+from forestgaps_jax.data.ground import refuse_shared_ground
+from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
+
+_ONLY_ONCE = "a source of type {} can be read only once: give a list of batches, or what can be read again"
 
 
 def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Config) -> Data:
@@ -24,10 +28,15 @@ def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Conf
     """
     if (sites := _as_sites(data)) is not None:
         return create_data(sites, config)
-    parts = data if isinstance(data, Mapping) else vars(data)
+    parts = vars(data) if isinstance(data, Data) else data
+    if not isinstance(parts, Mapping):
+        raise ValueError(
+            f"data is a {type(data).__name__}: must be sites, a Data or a mapping with train[, val]"
+        )
     if "train" not in parts or set(parts) - {"train", "val", "test"}:
         raise ValueError(f"data has keys {sorted(parts)}: must have train, and may have val and test")
-    _check_grounds(parts)
+    for part in ("val", "test"):
+        refuse_shared_ground(_as_sites(parts["train"]) or [], _as_sites(parts.get(part)) or [])
     sites = _as_sites(parts["train"])
     return Data(
         train=parts["train"] if sites is None else training_sampler(sites, config),
@@ -37,7 +46,11 @@ def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Conf
 
 
 def as_evaluation_source(source: Any, config: Config) -> Any:
-    """The source, or a sampler over the whole of a site or several."""
+    """The source, a sampler of it at the listed thresholds, or one over the whole of a site or several."""
+    if isinstance(source, Iterator):
+        raise ValueError(_ONLY_ONCE.format(type(source).__name__))
+    if isinstance(source, TileSampler) and not source.shuffle:
+        return replace(source, thresholds=config.thresholds)
     sites = _as_sites(source)
     return source if sites is None else evaluation_sampler(sites, config)
 
@@ -50,14 +63,6 @@ def _as_sites(source: Any) -> list[Site] | None:
     return None
 
 
-def _check_grounds(parts: Mapping[str, Any]) -> None:
-    train = _as_sites(parts["train"]) or []
-    for part in ("val", "test"):
-        for site in _as_sites(parts.get(part)) or []:
-            if len(shared_grounds([site, *train])) <= len(shared_grounds(train)):
-                raise ValueError(f"{part} site {site.name} shows ground that trains too: give other ground")
-
-
 def steps_per_epoch(source: BatchSource) -> int:
     """Batches in an epoch of a training source; one without a length is read once to count them.
 
@@ -67,11 +72,11 @@ def steps_per_epoch(source: BatchSource) -> int:
     if isinstance(source, Sampler):
         return source.steps_per_epoch
     if isinstance(source, Iterator):
-        raise ValueError(
-            f"data.train is a {type(source).__name__}, which can be read only once: "
-            "give a list of batches, or an object whose __iter__ starts anew"
-        )
-    steps = len(source) if hasattr(source, "__len__") else sum(1 for _ in source)  # type: ignore[arg-type]
+        raise ValueError(_ONLY_ONCE.format(type(source).__name__))
+    try:
+        steps = len(source)  # type: ignore[arg-type]
+    except TypeError:
+        steps = sum(1 for _ in source)
     if not steps:
         raise ValueError("data.train yields no batch")
     return steps

@@ -57,7 +57,7 @@ class TileSampler:
 
     For training, an epoch is a permutation of the tiles drawn from (key, epoch); each tile comes once, is
     turned at random and gets a threshold at random. For evaluation (``shuffle=False``) tiles come in order,
-    unturned, once for each threshold. The last batch is filled up with tiles whose pixels are not valid,
+    unturned, once for each threshold. The last batch is filled up with tiles that have no known pixel,
     so that it has the shape of the others and counts nothing twice.
 
     Attributes:
@@ -121,10 +121,11 @@ class TileSampler:
 def _label(
     tiles: Float[Array, "batch size size 2"], threshold: Float[Array, " batch"], used: Bool[Array, " batch"]
 ) -> Batch:
+    tiles = jnp.where(used[:, None, None, None], tiles, jnp.nan)
     dsm, chm = tiles[..., :1], tiles[..., 1:]
     return Batch(
         dsm=dsm,
         mask=(chm < threshold[:, None, None, None]).astype(jnp.float32),
         threshold=threshold,
-        valid=jnp.isfinite(dsm) & jnp.isfinite(chm) & used[:, None, None, None],
+        valid=jnp.isfinite(dsm) & jnp.isfinite(chm),
     )

@@ -63,7 +63,8 @@ def _sampler(rasters: Rasters, places: Places, config: Config, shuffle: bool = F
     return TileSampler(
         rasters=rasters,
         places=jnp.asarray(places),
-        key=jax.random.key(config.seed),
+        # Far from 0, where fold_in and split give equal keys: no draw here is one of the network's.
+        key=jax.random.fold_in(jax.random.key(config.seed), 2**31),
         tile_size=config.tile_size,
         batch_size=config.batch_size,
         thresholds=config.thresholds,

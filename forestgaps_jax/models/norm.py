@@ -49,14 +49,17 @@ class Norm(nnx.Module):
         modulation: Modulation | None = None,
         train: bool = False,
     ) -> Float[Array, "batch height width channels"]:
-        """Normalise; ``train`` takes the batch's statistics and moves the running ones."""
+        """Normalise, with 0 where not known.
+
+        In training the statistics are the batch's, and move the running ones.
+        """
         mean, var = self._batch_statistics(x, known, train) if self.kind == "batch" else self._group(x, known)
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
         summand = self.bias[...] - mean * factor
         if modulation is not None:
             gain, shift = modulation
             factor, summand = factor * gain, summand * gain + shift
-        return x * factor + summand
+        return jnp.where(known, x * factor + summand, 0.0)
 
     def _batch_statistics(self, x: Array, known: Array, train: bool) -> tuple[Array, Array]:
         if not train:
@@ -82,10 +85,13 @@ class Norm(nnx.Module):
 
 
 def _moments(x: Array, known: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Mean and variance over known pixels, and how many there were, dimensions kept."""
+    """Mean and variance over known pixels, and how many there were, dimensions kept.
+
+    Where there is none, the variance is 1: dividing by nearly 0 would blow up what follows, and its gradient.
+    """
     weight = known.astype(jnp.float32)
     pixels = jnp.sum(weight, axis=axes, keepdims=True)
     divisor = jnp.maximum(pixels, 1.0)
     mean = jnp.sum(x * weight, axis=axes, keepdims=True) / divisor
     var = jnp.sum(x * x * weight, axis=axes, keepdims=True) / divisor - mean**2
-    return mean, jnp.maximum(var, 0.0), pixels
+    return mean, jnp.where(pixels > 0, jnp.maximum(var, 0.0), 1.0), pixels

@@ -1,7 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from forestgaps_jax import Callback, train
-from forestgaps_jax.callbacks import EVENTS, CallbackList, run_folder
+from forestgaps_jax.callbacks import EVENTS, CallbackList, new_run_folder
 
 
 class Recorder(Callback):
@@ -98,10 +100,14 @@ def test_wrong_arguments_are_refused_before_the_training():
 
 
 def test_run_folders_are_never_shared_by_new_runs(config, tmp_path):
-    assert run_folder(config, new=True) is None
+    config.runs_dir, config.name = str(tmp_path / "runs"), "spruce"
+    names = [new_run_folder(config).name for _ in range(3)]
+    assert names == ["spruce", "spruce-2", "spruce-3"]
+    assert all((tmp_path / "runs" / name).is_dir() for name in names)
+
+
+def test_runs_that_start_at_the_same_moment_get_folders_of_their_own(config, tmp_path):
     config.runs_dir, config.name = str(tmp_path), "spruce"
-    assert run_folder(config, new=True) == tmp_path / "spruce"
-    for folder in ("spruce", "spruce-2"):
-        (tmp_path / folder).mkdir()
-    assert run_folder(config, new=True) == tmp_path / "spruce-3"
-    assert run_folder(config, new=False) == tmp_path / "spruce"
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_run_folder(config), range(40)))
+    assert len(set(folders)) == 40

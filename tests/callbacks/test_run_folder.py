@@ -27,7 +27,7 @@ def run(tmp_path_factory, data):
 
 def test_settings_are_written_as_used(run):
     folder, config, *_ = run
-    assert Config.from_toml(folder / "config.toml") == config
+    assert Config.from_toml(folder / "config.toml") == replace(config, name=folder.name)
 
 
 def test_one_json_line_an_epoch(run):
@@ -97,6 +97,18 @@ def test_training_again_under_a_name_leaves_the_first_run_alone(run, state, data
         def on_epoch_end(self, epoch, logs=None):
             self.run.stop("a test")
 
-    train(state, replace(config, use_progress_bar=False), data, [Stop()])
+    part, _ = train(state, replace(config, use_progress_bar=False), data, [Stop()])
     assert (folder / "metrics.jsonl").read_bytes() == before
-    assert len((folder.with_name("tiny-2") / "metrics.jsonl").read_text().splitlines()) == 1
+    second = folder.with_name("tiny-2")
+    assert len((second / "metrics.jsonl").read_text().splitlines()) == 1
+    assert Config.from_toml(second / "config.toml").name == "tiny-2"
+
+    train(part, replace(config, use_progress_bar=False), data, folder=second)
+    assert len((second / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_going_on_from_before_the_newest_checkpoint_of_a_folder_is_refused(run, state, data):
+    folder, config, *_ = run
+    with pytest.raises(ValueError, match=r"the state is at\s+0: give another folder"):
+        train(state, config, data, folder=folder)

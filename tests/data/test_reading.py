@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_sites_given_for_a_part_serve_it_as_a_whole(sites, config):
 
 def test_ground_that_trains_does_not_test(sites, config):
     site = replace(sites[0], name="the same ground")
-    with pytest.raises(ValueError, match="val site the same ground shows ground that trains too"):
+    with pytest.raises(ValueError, match=r"the same ground shows ground of virtual-\d, which trains"):
         as_data({"train": sites, "val": site}, config)
 
 
@@ -46,13 +47,31 @@ def test_other_keys_are_refused(data, config):
         as_data(data, config)
 
 
+@pytest.mark.parametrize("data", [[*BATCHES], 5, None])
+def test_what_is_no_data_is_refused_in_words(data, config):
+    with pytest.raises(ValueError, match="must be sites, a Data or a mapping"):
+        inspect.unwrap(as_data)(data, config)  # past the type checker of the test run
+
+
+def test_a_validation_source_that_can_be_read_once_is_refused(config):
+    with pytest.raises(ValueError, match="list_iterator can be read only once"):
+        as_data({"train": BATCHES, "val": iter(BATCHES)}, config)
+
+
+def test_a_sampler_is_scored_at_the_thresholds_asked_for(data, config):
+    config.thresholds = (7.5,)
+    sampler = as_evaluation_source(data.val, config)
+    assert sampler.thresholds == (7.5,)
+    assert sampler.steps_per_epoch == -(-len(data.val.places) // config.batch_size)
+
+
 def test_a_source_without_a_length_is_counted():
     class Loader:
         def __iter__(self):
             return iter(BATCHES)
 
     assert steps_per_epoch(Loader()) == steps_per_epoch(BATCHES) == 3
-    with pytest.raises(ValueError, match="generator, which can be read only once"):
+    with pytest.raises(ValueError, match="generator can be read only once"):
         steps_per_epoch(batch for batch in BATCHES)
 
 

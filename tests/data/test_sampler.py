@@ -54,8 +54,8 @@ def epoch_of(sampler, epoch):
 
 
 def decode(dsm):
-    """Site, row and column of each pixel."""
-    code = dsm.astype(np.int64)
+    """Site, row and column of each pixel; site -1 where there is none."""
+    code = np.where(np.isfinite(dsm), dsm, -1e6).astype(np.int64)
     return code // 10**6, code // 1000 % 1000, code % 1000
 
 
