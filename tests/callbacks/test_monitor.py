@@ -27,7 +27,7 @@ def test_without_validation_nothing_improves():
 
 @pytest.mark.parametrize("name", ["iou", "test_iou", "val_", "", "val_iuo", "val_confusion_matrix"])
 def test_a_name_without_phase_or_of_no_metric_is_refused_with_the_list(name):
-    with pytest.raises(ValueError, match=r"must be val_ or train_ and loss, iou, .*mcc"):
+    with pytest.raises(ValueError, match=r"must be val_ or train_ and one of loss, iou, .*mcc"):
         Monitor(name)
 
 

@@ -53,6 +53,12 @@ def epoch_of(sampler, epoch):
     return whole, whole.valid.any(axis=(1, 2, 3))
 
 
+def tiles_of(sampler, epoch):
+    """The surfaces of an epoch without its fillers."""
+    batch, used = epoch_of(sampler, epoch)
+    return batch.dsm[used][..., 0]
+
+
 def decode(dsm):
     """Site, row and column of each pixel; site -1 where there is none."""
     code = np.where(np.isfinite(dsm), dsm, -1e6).astype(np.int64)
@@ -146,7 +152,7 @@ def test_surface_unknown_is_not_valid():
 def test_augmented_tiles_are_turned_by_all_eight_symmetries():
     seen = set()
     for epoch in range(8):
-        _, row, column = decode(epoch_of(TURNED, epoch)[0].dsm[..., 0])
+        _, row, column = decode(tiles_of(TURNED, epoch))
         relative = np.stack([axis - axis.min(axis=(1, 2), keepdims=True) for axis in (row, column)], axis=-1)
         seen |= {tile.tobytes() for tile in relative}
     upright = np.stack(np.indices((SIZE, SIZE)), axis=-1)
@@ -154,7 +160,7 @@ def test_augmented_tiles_are_turned_by_all_eight_symmetries():
 
 
 def test_unaugmented_tiles_stand_upright():
-    _, row, column = decode(epoch_of(TRAIN, 0)[0].dsm[..., 0])
+    _, row, column = decode(tiles_of(TRAIN, 0))
     np.testing.assert_array_equal(row - row[:, :1, :1], np.broadcast_to(np.arange(SIZE)[:, None], row.shape))
     np.testing.assert_array_equal(column - column[:, :1, :1], np.broadcast_to(np.arange(SIZE), row.shape))
 
