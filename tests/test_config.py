@@ -93,6 +93,8 @@ WRONG = [
     ("loss_type", None, ValueError, "one of 'combined_focal_dice', 'focal', 'dice', 'bce'"),
     ("augment", 1, TypeError, "must be bool, not int"),
     ("name", 5, TypeError, "must be str, not int"),
+    ("name", "a/b", ValueError, "a plain folder name"),
+    ("name", "..", ValueError, "a plain folder name"),
     ("thresholds", 5.0, TypeError, "must be a list"),
     ("thresholds", "5", TypeError, "must be a list"),
     ("thresholds", (5.0, -1.0), ValueError, "above 0"),
