@@ -166,7 +166,7 @@ def _is_own_data(config: Config, trained: Config) -> bool:
 
 def _with_absolute_paths(config: Config) -> Config:
     """So that the run folder can be used from anywhere."""
-    paths = {name: [str(Path(p).absolute()) for p in getattr(config, name)] for name in ("dsm", "chm")}
+    paths = {name: [str(Path(p).resolve()) for p in getattr(config, name)] for name in ("dsm", "chm")}
     return replace(config, **paths)
 
 

@@ -31,6 +31,9 @@ from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import Totals, TrainStep, make_eval_step, make_train_step, predict_step
 from forestgaps_jax.types import BatchSource, Data, Sampler, Site
 
+HISTORY = ("train_loss", "val_loss", "train_metrics", "val_metrics", "lr", "epoch_times")
+"""Keys of the history."""
+
 _RUN_AHEAD = 2
 """Steps that the host may be ahead of the device: enough to keep it busy, too few to fill its memory."""
 
@@ -99,10 +102,6 @@ def train(
             stop_reason=run.stop_reason,
         )
     return run.state, run.history
-
-
-HISTORY = ("train_loss", "val_loss", "train_metrics", "val_metrics", "lr", "epoch_times")
-"""Keys of the history."""
 
 
 def evaluate(
