@@ -117,7 +117,7 @@ def _score(
     print(f"\n{len(sampler.places)} {kind}; each {config.tile_size} px, at every threshold\n")
     print(format_table(scores))
     if mean_iou_over_thresholds(scores["model"]) < mean_iou_over_thresholds(scores["grey_opening"]):
-        print("\nHere the grey opening, which needs no training, is better: common on gentle, open ground.")
+        print("\nHere the grey opening, which needs no training, is better than the model.")
     return scores
 
 
