@@ -34,6 +34,7 @@ class Monitor:
         self.name = name
         self.mode: Literal["min", "max"] = "min" if self.metric in _MINIMISED else "max"
         self.best: float | None = None
+        self._best_score = -math.inf
 
     def value(self, logs: Mapping[str, Any]) -> float:
         """The metric out of the logs of an epoch; NaN without validation."""
@@ -45,8 +46,8 @@ class Monitor:
 
     def update(self, logs: Mapping[str, Any]) -> bool:
         """Take an epoch in; True where it is the best so far."""
-        value, sign = self.value(logs), -1 if self.mode == "min" else 1
-        if math.isnan(value) or (self.best is not None and sign * value <= sign * self.best):
+        score = self.score(logs)
+        if math.isnan(score) or score <= self._best_score:
             return False
-        self.best = value
+        self.best, self._best_score = self.value(logs), score
         return True

@@ -115,7 +115,7 @@ def _parts(item: Any) -> dict[str, Any]:
 def _check_mask(mask: Any, valid: Any) -> None:
     """Refuse masks of other values than 0 and 1 in valid pixels; one on the device is not fetched for it."""
     if isinstance(mask, np.ndarray) and not isinstance(valid, jax.Array):
-        wrong = ~((mask == 0) | (mask == 1)) if valid is None else valid & ~((mask == 0) | (mask == 1))
+        wrong = (mask != 0) & (mask != 1) & (True if valid is None else valid)
         if wrong.any():
             raise ValueError(f"mask holds {mask[wrong][0]:g}: must be 1 for gap and 0 for not")
 

@@ -95,14 +95,14 @@ def _blocks(sites: Sequence[Site], ground: tuple[int, ...], config: Config) -> l
 def _tiles_in_block(sites: Sequence[Site], block: _Block, config: Config) -> Places:
     size, found = config.tile_size, []
     for index in block.sites:
-        top, left, bottom, right = pixels_inside(block.rectangle, sites[index])
-        rows, columns = (
-            first + (last - first) % size // 2 + np.arange(max(last - first, 0) // size) * size
-            for first, last in ((top, bottom), (left, right))
-        )
-        found.append(
-            _valid_tiles(sites[index], index, rows, columns, np.ones(sites[index].shape, bool), config)
-        )
+        site = sites[index]
+        top, left, bottom, right = pixels_inside(block.rectangle, site)
+        # Only the block is looked at: a site has many.
+        window = np.s_[top:bottom, left:right]
+        part = Site(site.name, site.dsm[window], site.chm[window], site.grid)
+        rows, columns = (length % size // 2 + np.arange(length // size) * size for length in part.shape)
+        places = _valid_tiles(part, index, rows, columns, np.ones(part.shape, bool), config)
+        found.append(places + np.array([0, top, left], np.int32))
     return _join(found)
 
 

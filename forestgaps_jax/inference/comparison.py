@@ -34,14 +34,15 @@ def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> di
         index: opening_baseline(sites[index].dsm, sites[index].grid.resolution)
         for index in np.unique(places[:, 0])
     }
+    valid = {index: sites[index].valid for index in height}
     rows = {"grey_opening": [], "all_gap": []}
     for threshold in config.thresholds:
         opening, everything = np.zeros(4, np.int64), np.zeros(4, np.int64)
         for index, row, column in places:
             window = np.s_[row : row + config.tile_size, column : column + config.tile_size]
-            truth, valid = sites[index].chm[window] < threshold, sites[index].valid[window]
-            opening += _confusion(height[index][window] < threshold, truth, valid)
-            everything += _confusion(np.ones_like(truth), truth, valid)
+            truth, known = sites[index].chm[window] < threshold, valid[index][window]
+            opening += _confusion(height[index][window] < threshold, truth, known)
+            everything += _confusion(np.ones_like(truth), truth, known)
         rows["grey_opening"].append(opening)
         rows["all_gap"].append(everything)
     samples = np.full(len(config.thresholds), len(places))
