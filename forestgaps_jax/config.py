@@ -1,26 +1,17 @@
-"""Every setting of a run: one flat, typed, documented dataclass, read from and written to TOML."""
+"""The settings of a run as one flat object: checked at every assignment, read from and written to TOML."""
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from forestgaps_jax.fields import Rule, checked, field_docs
-
-PositiveInt = Annotated[int, Rule("1 or more", lambda v: v >= 1)]
-Count = Annotated[int, Rule("0 or more", lambda v: v >= 0)]
-Positive = Annotated[float, Rule("above 0", lambda v: 0 < v < math.inf)]
-NotNegative = Annotated[float, Rule("0 or more", lambda v: 0 <= v < math.inf)]
-Fraction = Annotated[float, Rule("from 0 to 1", lambda v: 0 <= v <= 1)]
-Rate = Annotated[float, Rule("from 0 to below 1", lambda v: 0 <= v < 1)]
-FolderName = Annotated[str, Rule("a plain folder name", lambda v: Path(v).name == v and v != "..")]
-Slope = Annotated[float, Rule("from 0 to 45 degrees", lambda v: 0 <= v <= 45)]
+from forestgaps_jax.fields import checked, field_docs
+from forestgaps_jax.settings import Settings
 
 
 class _Checked(type):
@@ -35,7 +26,7 @@ class _Checked(type):
 
 
 @dataclass(slots=True)
-class Config(metaclass=_Checked):
+class Config(Settings, metaclass=_Checked):
     """Settings of a run.
 
     Assigning an unknown name or a wrong value raises at once:
@@ -50,116 +41,6 @@ class Config(metaclass=_Checked):
         ...
     ValueError: dropout = 1.5: must be from 0 to below 1
     """
-
-    name: FolderName = ""
-    """Name of the run; its folder is runs_dir/name. Empty: nothing is written to disk."""
-    runs_dir: str = "runs"
-    """Folder that holds the run folders."""
-    seed: Count = 0
-    """Seed of everything random: weights, order of the tiles, augmentation, split, virtual forests."""
-    epochs: PositiveInt = 100
-    """Passes over the training tiles."""
-    batch_size: PositiveInt = 8
-    """Tiles in a training step."""
-    thresholds: tuple[Positive, ...] = (5.0, 10.0, 15.0, 20.0)
-    """Canopy heights (m) below which a pixel is gap: what is trained, and scored one by one."""
-    threshold_range: tuple[Positive, Positive] | None = None
-    """Train on thresholds drawn evenly between these two (m) instead of on the list."""
-    monitor_metric: str = "val_iou"
-    """What makes a checkpoint the best: val_ or train_ and the name of a metric. Losses and error_rate
-    are minimised, everything else is maximised."""
-
-    model_name: str = "unet_film"
-    """Network, one of forestgaps_jax.models.MODELS."""
-    features: PositiveInt = 32
-    """Channels of the first level; each level down doubles them."""
-    depth: PositiveInt = 4
-    """Times that the network halves the tile; the tile size must be a multiple of 2^depth."""
-    norm: Literal["batch", "group"] = "batch"
-    """Normalisation: BatchNorm, or GroupNorm for small batches."""
-    dropout: Rate = 0.0
-    """Share of the features dropped at the bottom of the network."""
-    drop_path_rate: Rate = 0.0
-    """Stochastic depth: chance to skip a residual branch in the deepest block; shallower blocks skip less."""
-    height_scale: Positive = 10.0
-    """Metres that count as 1 inside the network, for heights and thresholds alike."""
-
-    dsm: tuple[str, ...] = ()
-    """Surface rasters (GeoTIFF, metres), one a site. Empty: virtual forests are made."""
-    chm: tuple[str, ...] = ()
-    """Canopy height rasters (GeoTIFF, metres), one for each DSM, in the same order."""
-    virtual_sites: PositiveInt = 4
-    """Virtual forests to make when there is no raster."""
-    virtual_size: PositiveInt = 512
-    """Side of a virtual forest, pixels."""
-    virtual_resolution: Positive = 1.0
-    """Pixel of a virtual forest, metres."""
-    virtual_slope: tuple[Slope, Slope] = (10.0, 35.0)
-    """Mean slope (degrees) of the gentlest and of the steepest virtual forest; the others lie between."""
-    tile_size: PositiveInt = 128
-    """Side of a tile, pixels."""
-    tile_overlap: Rate = 0.5
-    """Share of a training tile that the next one repeats. Validation and test tiles never overlap."""
-    min_valid_fraction: Fraction = 0.5
-    """Tiles with fewer valid pixels than this share are left out."""
-    block_size: NotNegative = 0.0
-    """Side (m) of the square blocks that are dealt to training, validation and test; 0: two tiles."""
-    split_buffer: NotNegative = 10.0
-    """Width (m) of the strip around validation and test blocks from which nothing is trained."""
-    val_fraction: Rate = 0.15
-    """Share of the blocks for validation."""
-    test_fraction: Rate = 0.15
-    """Share of the blocks for the final test."""
-    augment: bool = True
-    """Turn and mirror training tiles at random (the 8 symmetries of the square)."""
-
-    loss_type: Literal["combined_focal_dice", "focal", "dice", "bce"] = "combined_focal_dice"
-    """What is minimised."""
-    loss_alpha: Fraction = 0.5
-    """Share of the focal loss in combined_focal_dice; the rest is Dice."""
-    focal_alpha: Fraction | None = None
-    """Weight of gap pixels in the focal loss, 1 - focal_alpha that of the others.
-    Left out: 0.5 in combined_focal_dice, 0.25 in focal."""
-    focal_gamma: NotNegative = 2.0
-    """How strongly the focal loss turns to hard pixels; 0 is cross-entropy."""
-    dice_smooth: Positive = 1e-6
-    """Pixels added to both sides of the Dice ratio."""
-    dice_reduction: Literal["batch", "image"] = "batch"
-    """Dice of all the batch's pixels together, or the mean of each tile's own."""
-
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Optimizer. Weight decay is decoupled (adamw) in all three, and acts on kernels only."""
-    learning_rate: Positive = 1e-3
-    """Highest learning rate of the schedule."""
-    weight_decay: NotNegative = 1e-4
-    """Decoupled weight decay."""
-    adam_betas: tuple[Rate, Rate] = (0.9, 0.999)
-    """Decay of Adam's first and second moment."""
-    momentum: Rate = 0.9
-    """Momentum of sgd."""
-    nesterov: bool = True
-    """Nesterov momentum in sgd."""
-    use_gradient_clipping: bool = False
-    """Clip gradients at clip_value."""
-    clip_value: Positive = 1.0
-    """Largest global norm, or largest absolute entry, of the gradients."""
-    clip_norm: bool = True
-    """Clip by global norm; false: clip each entry."""
-    scheduler_type: Literal["cosine", "cosine_warm"] = "cosine"
-    """Learning rate over the run: cosine annealing to min_lr, or the same after a linear warmup."""
-    min_lr: NotNegative = 1e-6
-    """Learning rate at the end."""
-    warmup_epochs: NotNegative = 5.0
-    """Length of the warmup of cosine_warm, epochs."""
-    warmup_start_lr: NotNegative = 1e-6
-    """Learning rate at the start of the warmup."""
-
-    use_progress_bar: bool = True
-    """Show a progress bar."""
-    use_tensorboard: bool = True
-    """Write TensorBoard events to the run folder."""
-    figure_tiles: Count = 4
-    """Test tiles drawn at the end."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         _refuse_unknown([name], AttributeError, "Config")
@@ -195,9 +76,7 @@ class Config(metaclass=_Checked):
         for name, value in self.to_dict().items():
             if value is not None:
                 lines += ["", *(f"# {line}" for line in docs[name].splitlines())]
-                # JSON's lists, numbers and strings are TOML's, but for one character.
-                text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-                lines.append(f"{name} = {text}")
+                lines.append(f"{name} = {_toml(value)}")
         Path(path).write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
@@ -226,12 +105,30 @@ class Config(metaclass=_Checked):
                 f"tile_size = {self.tile_size} does not fit depth = {self.depth}: "
                 f"must be a multiple of {2**self.depth}"
             )
+        if unlisted := [t for t in self.threshold_weight_adjustment if t not in self.thresholds]:
+            raise ValueError(
+                f"threshold_weight_adjustment names {unlisted[0]:g} m, which is not in thresholds = {heights}"
+            )
+        parts = [part for part in ("focal", "dice", "bce") if getattr(self, f"use_{part}")]
+        if self.loss_type == "adaptive" and len(self.adaptive_weights or parts) != len(parts or [None]):
+            raise ValueError(
+                f"adaptive_weights = {self.adaptive_weights}, parts in use {parts}: must be one for each"
+            )
+        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps = {self.profile_steps}: the first must be the lower")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1, to leave blocks for training")
         if self.min_lr > self.learning_rate:
             raise ValueError(
                 f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}: must not be"
             )
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
+    # JSON's lists, numbers and strings are TOML's, but for one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @cache

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -31,6 +31,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return None if value is None else checked(name, value, inner)
     if origin is Literal and value not in args:
         raise ValueError(f"{name} = {value!r}: must be one of {', '.join(map(repr, args))}")
+    if origin is dict:
+        return _checked_dict(name, value, args)
     if origin is tuple:
         return _checked_tuple(name, value, args)
     if origin is not Literal:
@@ -51,6 +53,21 @@ def _checked_tuple(name: str, value: Any, args: tuple[Any, ...]) -> tuple[Any, .
     return tuple(checked(name, item, hint) for item, hint in zip(items, hints, strict=True))
 
 
+def _checked_dict(name: str, value: Any, args: tuple[Any, ...]) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} = {value!r}: must be a table of names and values")
+    key_hint, value_hint = args
+    items = {}
+    for key, item in value.items():
+        if key_hint is float and isinstance(key, str):  # TOML has no other keys
+            try:
+                key = float(key)
+            except ValueError:
+                raise TypeError(f"{name} has the name {key!r}: must be a number") from None
+        items[checked(name, key, key_hint)] = checked(f"{name}[{key!r}]", item, value_hint)
+    return items
+
+
 def _as_type(name: str, value: Any, kind: type) -> Any:
     if getattr(value, "shape", None) == ():
         value = value.item()
@@ -66,12 +83,13 @@ def _as_type(name: str, value: Any, kind: type) -> Any:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, by the field's name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The docstring below each field of a dataclass and of those that it extends, by the field's name."""
     docs = {}
-    for definition, text in zip(body.body, body.body[1:], strict=False):
-        match definition, text:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(doc))):
-                docs[name] = inspect.cleandoc(doc)
+    for owner in reversed(cls.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for definition, text in zip(body.body, body.body[1:], strict=False):
+            match definition, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(doc))):
+                    docs[name] = inspect.cleandoc(doc)
     return docs

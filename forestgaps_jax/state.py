@@ -30,6 +30,9 @@ class TrainState:
         opt_state: state of the optimizer and its schedule.
         rng: key that every random draw is folded from, by step.
         apply: the forward pass, a hashable pure function (see `Apply`).
+        loss_params: what a loss learns, such as the weights of its parts; None for a loss that learns nothing.
+        ema_params: moving average of the parameters; None without.
+        plateau: state of a learning rate that follows a metric; None for other schedules.
     """
 
     step: Int[Array, ""]
@@ -38,6 +41,19 @@ class TrainState:
     opt_state: Any
     rng: PRNGKeyArray
     apply: Apply = field(metadata={"static": True})
+    loss_params: Any = None
+    ema_params: Any = None
+    plateau: Any = None
+
+    @property
+    def trained(self) -> Any:
+        """What the optimizer moves: the parameters, paired with those of the loss where it has some."""
+        return self.params if self.loss_params is None else (self.params, self.loss_params)
+
+    @property
+    def scored_params(self) -> Any:
+        """The parameters that predict: the moving average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,14 @@ class Batch:
         mask: ``[batch, height, width, 1]`` 1 where the canopy is lower than the threshold, else 0.
         threshold: ``[batch]`` canopy height below which a pixel is gap, metres.
         valid: ``[batch, height, width, 1]`` which pixels count; None for all.
+        chm: ``[batch, height, width, 1]`` canopy height, metres, for those who regress it; None if not known.
     """
 
     dsm: Float[Array | np.ndarray, "batch height width 1"]
     mask: Float[Array | np.ndarray, "batch height width 1"]
     threshold: Float[Array | np.ndarray, " batch"]
     valid: Bool[Array | np.ndarray, "batch height width 1"] | None = None
+    chm: Float[Array | np.ndarray, "batch height width 1"] | None = None
 
 
 @runtime_checkable

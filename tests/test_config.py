@@ -27,7 +27,6 @@ CHANGED = {
     "depth": 2,
     "norm": "group",
     "dropout": 0.1,
-    "drop_path_rate": 0.2,
     "height_scale": 5.0,
     "dsm": ("a b.tif", "é.tif"),
     "chm": ("c.tif", "d#.tif"),

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "forestgaps_jax"
 FLOORS = [
     {"types", "fields"},
+    {"settings"},
     {"config"},
     {"loss", "metrics", "optimization", "models", "data", "figures"},
     {"state"},
@@ -17,7 +18,7 @@ FLOORS = [
     {"checkpoint"},
     {"callbacks"},
     {"loop"},
-    {"inference"},
+    {"trainer", "inference"},
     {"experiment"},
     {"cli"},
 ]

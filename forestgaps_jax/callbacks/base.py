@@ -3,38 +3,57 @@
 import difflib
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.state import TrainState
+from forestgaps_jax.types import Data
 
 
 @dataclass
 class Run:
     """A training as its callbacks see it.
 
+    A callback reads it, and asks through its methods for what shall happen.
+
     Attributes:
         config: the settings.
         state: the state after the latest step. Read it, do not keep its arrays: the next step takes them.
-        steps_per_epoch: optimizer steps in an epoch.
+        steps_per_epoch: training batches in an epoch.
+        data: the sources; None in a bare `evaluate`.
         history: what `train` will return.
         folder: the run folder; None for a run without a name, which writes nothing.
+        events: TensorBoard's writer; None where there is none.
         stop_reason: why the training is to end; None while it goes on.
+        save_requested: whether a checkpoint is to be written after the current step.
     """
 
     config: Config
     state: TrainState
     steps_per_epoch: int
+    data: Data | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
     folder: Path | None = None
+    events: Any = None
     stop_reason: str | None = None
+    save_requested: bool = False
 
     def stop(self, reason: str) -> None:
         """Ask the loop to end after the current step."""
         self.stop_reason = reason
+
+    def save(self) -> None:
+        """Ask for a checkpoint after the current step."""
+        self.save_requested = True
+
+    def load_weights(self, state: TrainState) -> None:
+        """Take over the weights and statistics of another moment; steps and optimizer stay those of now."""
+        self.state = replace(
+            self.state, params=state.params, model_state=state.model_state, ema_params=state.ema_params
+        )
 
 
 def new_run_folder(config: Config) -> Path:

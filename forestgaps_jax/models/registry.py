@@ -47,6 +47,6 @@ def create_model_from_config(config: Config) -> nnx.Module:
         depth=config.depth,
         norm=config.norm,
         dropout=config.dropout,
-        drop_path_rate=config.drop_path_rate,
+        drop_path_rate=config.droppath_final_prob if config.use_droppath else 0.0,
         height_scale=config.height_scale,
     )

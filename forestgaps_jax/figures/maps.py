@@ -1,11 +1,12 @@
-"""Pictures of tiles, scores and trainings; each function returns a matplotlib Figure."""
+"""Pictures of sites and tiles."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped
 
+from forestgaps_jax.figures.canvas import hide_ticks, new_figure
 from forestgaps_jax.types import Site
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def hillshade(
 
 def plot_sites(sites: Sequence[Site], threshold: float) -> "Figure":
     """A column for each site: hillshade of the surface, canopy height, gaps below a threshold (m)."""
-    figure = _new_figure(2.9 * len(sites), 8.4)
+    figure = new_figure(2.9 * len(sites), 8.4)
     axes = figure.subplots(3, len(sites), squeeze=False)
     tallest = max(float(np.nanquantile(site.chm, 0.99)) for site in sites)
     for site, (shade, height, gaps) in zip(sites, axes.T, strict=True):
@@ -55,7 +56,7 @@ def plot_sites(sites: Sequence[Site], threshold: float) -> "Figure":
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     figure.colorbar(axes[1, 0].images[0], ax=list(axes[1]), fraction=0.05)
-    _hide_ticks(axes)
+    hide_ticks(axes)
     return figure
 
 
@@ -81,7 +82,7 @@ def plot_tiles(
     from matplotlib.patches import Patch
 
     count, size = len(dsm), 2.6
-    figure = _new_figure(4 * size, count * size + 0.6)
+    figure = new_figure(4 * size, count * size + 0.6)
     axes = figure.subplots(count, 4, squeeze=False)
     for row, axis in enumerate(axes):
         known = np.isfinite(dsm[row]) if valid is None else valid[row].astype(bool)
@@ -101,62 +102,7 @@ def plot_tiles(
         figure.colorbar(image, ax=axis[2], fraction=0.05)
     for axis, title in zip(axes[0], ("surface (hillshade)", "true gaps", "P(gap)", "errors"), strict=True):
         axis.set_title(title, fontsize=10)
-    _hide_ticks(axes)
+    hide_ticks(axes)
     patches = [Patch(color=colour, label=name) for name, colour in _ERROR_COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
-
-
-def plot_thresholds(
-    scores: Mapping[str, Mapping[str, Any]], names: Sequence[str] = ("iou", "f1")
-) -> "Figure":
-    """Metrics over the height thresholds, a line for each predictor.
-
-    Args:
-        scores: metrics by the predictor's name, as `evaluate` gives them.
-        names: a panel for each metric.
-    """
-    figure = _new_figure(4.2 * len(names), 3.4)
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for axis, metric in zip(axes, names, strict=True):
-        for label, metrics in scores.items():
-            rows = metrics["threshold_metrics"]
-            axis.plot(list(rows), [row[metric] for row in rows.values()], "o-", label=label.replace("_", " "))
-        axis.set(xlabel="height threshold (m)", title=f"gap {_title(metric)}", ylim=(0, 1.02))
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    return figure
-
-
-def plot_history(history: Mapping[str, Sequence[Any]]) -> "Figure":
-    """Loss, gap IoU and learning rate over the epochs of a training."""
-    figure = _new_figure(11.0, 3.2)
-    loss, iou, rate = figure.subplots(1, 3)
-    epochs = np.arange(1, len(history["lr"]) + 1)
-    for phase in ("train", "val"):
-        loss.plot(epochs, history[f"{phase}_loss"], "o-", markersize=3, label=phase)
-        values = [metrics.get("iou", np.nan) for metrics in history[f"{phase}_metrics"]]
-        iou.plot(epochs, values, "o-", markersize=3, label=phase)
-    rate.plot(epochs, history["lr"], "o-", markersize=3, color="C2")
-    rate.set(yscale="log")
-    for axis, title in ((loss, "loss"), (iou, "gap IoU"), (rate, "learning rate")):
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-    loss.legend(frameon=False)
-    return figure
-
-
-def _new_figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _hide_ticks(axes: np.ndarray) -> None:
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-
-
-def _title(metric: str) -> str:
-    return {"iou": "IoU", "f1": "F1"}.get(metric, metric)

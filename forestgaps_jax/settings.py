@@ -1,0 +1,237 @@
+"""Every setting of a run: its type, its default, its meaning."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from forestgaps_jax.fields import Rule
+
+PositiveInt = Annotated[int, Rule("1 or more", lambda v: v >= 1)]
+Count = Annotated[int, Rule("0 or more", lambda v: v >= 0)]
+Positive = Annotated[float, Rule("above 0", lambda v: 0 < v < math.inf)]
+NotNegative = Annotated[float, Rule("0 or more", lambda v: 0 <= v < math.inf)]
+Fraction = Annotated[float, Rule("from 0 to 1", lambda v: 0 <= v <= 1)]
+Rate = Annotated[float, Rule("from 0 to below 1", lambda v: 0 <= v < 1)]
+FolderName = Annotated[str, Rule("a plain folder name", lambda v: Path(v).name == v and v != "..")]
+Slope = Annotated[float, Rule("from 0 to 45 degrees", lambda v: 0 <= v <= 45)]
+
+
+@dataclass(slots=True)
+class Settings:
+    """The fields of `Config`, in the order of a run."""
+
+    name: FolderName = ""
+    """Name of the run; its folder is runs_dir/name. Empty: nothing is written to disk."""
+    runs_dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: Count = 0
+    """Seed of everything random: weights, order of the tiles, augmentation, split, virtual forests."""
+    epochs: PositiveInt = 100
+    """Passes over the training tiles."""
+    batch_size: PositiveInt = 8
+    """Tiles in a training step."""
+    thresholds: tuple[Positive, ...] = (5.0, 10.0, 15.0, 20.0)
+    """Canopy heights (m) below which a pixel is gap: what is trained, and scored one by one."""
+    threshold_range: tuple[Positive, Positive] | None = None
+    """Train on thresholds drawn evenly between these two (m) instead of on the list."""
+    monitor_metric: str = "val_iou"
+    """What makes a checkpoint the best: val_ or train_ and the name of a metric. Losses and error_rate
+    are minimised, everything else is maximised."""
+    monitor_mode: Literal["auto", "min", "max"] = "auto"
+    """Whether less or more of monitor_metric is better; auto: by its name."""
+
+    model_name: str = "unet_film"
+    """Network, one of forestgaps_jax.models.MODELS."""
+    features: PositiveInt = 32
+    """Channels of the first level; each level down doubles them."""
+    depth: PositiveInt = 4
+    """Times that the network halves the tile; the tile size must be a multiple of 2^depth."""
+    norm: Literal["batch", "group", "adaptive"] = "batch"
+    """Normalisation: BatchNorm, GroupNorm, or adaptive: BatchNorm for a batch_size of 16 or more, else
+    GroupNorm."""
+    dropout: Rate = 0.0
+    """Share of the features dropped at the bottom of the network."""
+    use_droppath: bool = False
+    """Stochastic depth: in training, samples skip residual branches at random; deeper blocks skip more."""
+    droppath_start_prob: Fraction = 0.0
+    """Chance to skip the deepest branch at the start of the training."""
+    droppath_final_prob: Fraction = 0.2
+    """Chance to skip the deepest branch from 80% of the training on."""
+    droppath_strategy: Literal["linear", "cosine", "exp"] = "linear"
+    """How the chance goes from droppath_start_prob to droppath_final_prob."""
+    spectral_norm: bool = False
+    """Divide each convolution's kernel by its largest singular value."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights, statistics and losses are always float32."""
+    remat: bool = False
+    """Compute features again in the backward pass instead of keeping them: slower, in much less memory."""
+    height_scale: Positive = 10.0
+    """Metres that count as 1 inside the network, for heights and thresholds alike."""
+
+    dsm: tuple[str, ...] = ()
+    """Surface rasters (GeoTIFF, metres), one a site. Empty: virtual forests are made."""
+    chm: tuple[str, ...] = ()
+    """Canopy height rasters (GeoTIFF, metres), one for each DSM, in the same order."""
+    virtual_sites: PositiveInt = 4
+    """Virtual forests to make when there is no raster."""
+    virtual_size: PositiveInt = 512
+    """Side of a virtual forest, pixels."""
+    virtual_resolution: Positive = 1.0
+    """Pixel of a virtual forest, metres."""
+    virtual_slope: tuple[Slope, Slope] = (10.0, 35.0)
+    """Mean slope (degrees) of the gentlest and of the steepest virtual forest; the others lie between."""
+    tile_size: PositiveInt = 128
+    """Side of a tile, pixels."""
+    tile_overlap: Rate = 0.5
+    """Share of a training tile that the next one repeats. Validation and test tiles never overlap."""
+    min_valid_fraction: Fraction = 0.5
+    """Tiles with fewer valid pixels than this share are left out."""
+    block_size: NotNegative = 0.0
+    """Side (m) of the square blocks that are dealt to training, validation and test; 0: two tiles."""
+    split_buffer: NotNegative = 10.0
+    """Width (m) of the strip around validation and test blocks from which nothing is trained."""
+    val_fraction: Rate = 0.15
+    """Share of the blocks for validation."""
+    test_fraction: Rate = 0.15
+    """Share of the blocks for the final test."""
+    augment: bool = True
+    """Turn and mirror training tiles at random (the 8 symmetries of the square)."""
+
+    loss_type: Literal[
+        "combined_focal_dice", "focal", "dice", "bce", "combo", "adaptive",
+        "mse", "mae", "huber", "combined_regression",
+    ] = "combined_focal_dice"  # fmt: skip
+    """What is minimised. combo is BCE, Dice and focal loss in fixed shares, adaptive in learnt ones. mse,
+    mae, huber and combined_regression are of canopy height and need model_name = unet_regression."""
+    loss_alpha: Fraction = 0.5
+    """Share of the focal loss in combined_focal_dice; the rest is Dice."""
+    focal_alpha: Fraction | None = None
+    """Weight of gap pixels in the focal loss, 1 - focal_alpha that of the others.
+    Left out: 0.5 in combined_focal_dice, 0.25 in focal."""
+    focal_gamma: NotNegative = 2.0
+    """How strongly the focal loss turns to hard pixels; 0 is cross-entropy."""
+    dice_smooth: Positive = 1e-6
+    """Pixels added to both sides of the Dice ratio."""
+    dice_reduction: Literal["batch", "image"] = "batch"
+    """Dice of all the batch's pixels together, or the mean of each tile's own."""
+    combo_weights: tuple[NotNegative, NotNegative, NotNegative] = (0.5, 0.3, 0.2)
+    """Factors of BCE, Dice and focal loss in combo."""
+    use_focal: bool = True
+    """Focal loss is a part of adaptive."""
+    use_dice: bool = True
+    """Dice loss is a part of adaptive."""
+    use_bce: bool = False
+    """BCE is a part of adaptive."""
+    adaptive_weights: tuple[Positive, ...] | None = None
+    """Factors that the parts of adaptive (focal, Dice, BCE, those in use) start with. Left out: 1 each."""
+    huber_delta: Positive = 1.0
+    """Error (m) from which the Huber loss grows linearly."""
+    label_smoothing: Rate = 0.0
+    """Truth is moved by this share towards one half."""
+    use_threshold_weights: bool = False
+    """Weigh each training tile by its threshold: the rarer the gaps below it in the training data, the
+    more."""
+    threshold_weight_adjustment: dict[float, Positive] = field(default_factory=dict)
+    """Further factors by threshold (m) on those weights."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimizer. Weight decay is decoupled (adamw) in all three, and acts on kernels only."""
+    learning_rate: Positive = 1e-3
+    """Highest learning rate of the schedule."""
+    weight_decay: NotNegative = 1e-4
+    """Decoupled weight decay."""
+    adam_betas: tuple[Rate, Rate] = (0.9, 0.999)
+    """Decay of Adam's first and second moment."""
+    momentum: Rate = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = True
+    """Nesterov momentum in sgd."""
+    use_gradient_clipping: bool = False
+    """Clip gradients at clip_value."""
+    clip_value: Positive = 1.0
+    """Largest global norm, or largest absolute entry, of the gradients."""
+    clip_norm: bool = True
+    """Clip by global norm; false: clip each entry."""
+    monitor_gradients: bool = False
+    """Record the mean and the largest gradient norm of each epoch, before clipping."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches whose gradients are averaged for one optimizer step."""
+    ema_decay: Rate = 0.0
+    """Decay of the exponential moving average of the weights, which then is what is scored; 0: none."""
+    scheduler_type: Literal[
+        "cosine", "cosine_warm", "cosine_restart", "plateau", "warmup_plateau", "step", "onecycle",
+        "exponential", "constant",
+    ] = "cosine"  # fmt: skip
+    """Learning rate over the run; docs/schedules.png draws them all."""
+    min_lr: NotNegative = 1e-6
+    """Learning rate at the end of cosine schedules, and the lowest of plateau."""
+    warmup_epochs: NotNegative = 5.0
+    """Length of the warmup of cosine_warm and warmup_plateau, epochs."""
+    warmup_start_lr: NotNegative = 1e-6
+    """Learning rate at the start of the warmup."""
+    cycle_epochs: Positive = 30.0
+    """Length of the first cycle of cosine_restart, epochs."""
+    cycles: PositiveInt = 3
+    """Cycles of cosine_restart; min_lr after the last."""
+    cycle_mult: Positive = 1.0
+    """How much longer each cycle of cosine_restart is than the one before."""
+    plateau_mode: Literal["auto", "min", "max"] = "auto"
+    """Whether less or more of monitor_metric is progress for plateau; auto: by its name."""
+    plateau_factor: Annotated[float, Rule("between 0 and 1", lambda v: 0 < v < 1)] = 0.1
+    """Factor on the learning rate when monitor_metric makes no progress."""
+    plateau_patience: Count = 10
+    """Epochs without progress that plateau bears."""
+    plateau_threshold: NotNegative = 1e-4
+    """Least change of monitor_metric that counts as progress."""
+    plateau_threshold_mode: Literal["rel", "abs"] = "rel"
+    """Whether plateau_threshold is a share of the best value, or a difference from it."""
+    plateau_cooldown: Count = 0
+    """Epochs after a reduction in which plateau does not count."""
+    step_size: Positive = 30.0
+    """Epochs between the reductions of step."""
+    step_gamma: Positive = 0.1
+    """Factor on the learning rate at each reduction of step."""
+    exponential_gamma: Positive = 0.95
+    """Factor on the learning rate over each epoch of exponential."""
+    max_lr: Positive | None = None
+    """Peak of onecycle. Left out: 10 times learning_rate."""
+    pct_start: Annotated[float, Rule("between 0 and 1", lambda v: 0 < v < 1)] = 0.3
+    """Share of the run in which onecycle rises."""
+    anneal_strategy: Literal["cos", "linear"] = "cos"
+    """Shape of onecycle's rise and fall."""
+    div_factor: Positive = 25.0
+    """max_lr over onecycle's first learning rate."""
+    final_div_factor: Positive = 1e4
+    """onecycle's first learning rate over its last."""
+
+    use_early_stopping: bool = False
+    """End when early_stopping_monitor has not improved for early_stopping_patience epochs."""
+    early_stopping_monitor: str = "val_loss"
+    """Metric that early stopping follows, named like monitor_metric."""
+    early_stopping_mode: Literal["auto", "min", "max"] = "auto"
+    """Whether less or more of it is better; auto: by its name."""
+    early_stopping_patience: Count = 10
+    """Epochs without improvement that early stopping bears."""
+    early_stopping_min_delta: NotNegative = 0.0
+    """Least change that counts as improvement."""
+    early_stopping_restore_best: bool = False
+    """End with the weights of the best epoch instead of the last."""
+    save_frequency: PositiveInt = 1
+    """Epochs between checkpoints."""
+    max_to_keep: PositiveInt = 1
+    """Best checkpoints to keep, beside the last."""
+    vis_save_frequency: Count = 5
+    """Epochs between figures of validation tiles and scores in the run folder; 0: none."""
+    profile_steps: tuple[Count, Count] | None = None
+    """First and last training step of a jax.profiler trace in the run folder."""
+    gap_scores: bool = True
+    """In tests, also score the outlines of gaps, and gaps as objects (found, missed, false)."""
+    boundary_tolerance: Count = 2
+    """Pixels that a gap's outline may be off."""
+    use_progress_bar: bool = True
+    """Show a progress bar."""
+    use_tensorboard: bool = True
+    """Write TensorBoard events to the run folder."""
+    figure_tiles: Count = 4
+    """Tiles in figures."""
