@@ -4,6 +4,7 @@ A checkpoint holds arrays and JSON; opening one runs no code.
 """
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +25,17 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpointer:
-    """Writes checkpoints of one run in the background, and keeps the newest and the best.
+    """Writes checkpoints of one run in the background, and keeps the newest and the best ones.
 
     Use it as a context manager: leaving it waits for the last save.
 
     Args:
         folder: where checkpoints lie, one subfolder a step.
+        keep_best: how many of the best to keep, beside the newest.
     """
 
-    def __init__(self, folder: str | Path):
-        best = _KEEP.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    def __init__(self, folder: str | Path, keep_best: int = 1):
+        best = _KEEP.BestN(get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False)
         self._manager = _open(folder, _KEEP.AnyPreservationPolicy([_KEEP.LatestN(1), best]))
 
     def save(self, state: TrainState, info: dict[str, Any], score: float | None = None) -> None:
@@ -91,11 +93,48 @@ def restore(folder: str | Path, state: TrainState, step: int | None = None) -> C
     step = max(steps) if step is None else step
     with _open(folder, _KEEP.PreserveAll()) as manager:
         metadata = manager.metadata(step)
-        difference = _difference(_shapes(metadata.metadata), _shapes(_arrays(state)))
-        if difference:
-            raise ValueError(f"checkpoint {step} in {folder} is of another model or optimizer: {difference}")
+        _refuse_another(f"checkpoint {step} in {folder}", metadata.metadata, state)
         arrays = manager.load(step, _arrays(state))
-    return Checkpoint(TrainState(**arrays, apply=state.apply), dict(metadata.custom_metadata or {}))
+    return Checkpoint(replace(state, **arrays), dict(metadata.custom_metadata or {}))
+
+
+def save_one(path: str | Path, state: TrainState, info: dict[str, Any]) -> None:
+    """Write one checkpoint as the folder ``path``, over one that may be there; waits for the disk.
+
+    Args:
+        path: a folder that is, or will be, this checkpoint.
+        state: what to save.
+        info: JSON to save beside it.
+
+    Raises:
+        FileExistsError: at the path lies something that is no checkpoint; it is left alone.
+    """
+    folder = Path(path).absolute()
+    if folder.exists() and not ocp.is_orbax_checkpoint(str(folder)):
+        raise FileExistsError(f"{path} exists and is no checkpoint: give another path")
+    ocp.save(str(folder), _arrays(state), custom_metadata=info, overwrite=True)
+
+
+def restore_one(path: str | Path, state: TrainState) -> Checkpoint:
+    """Read what `save_one` wrote, into a state of the same structure.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint at the path.
+        ValueError: it is of another model or optimizer.
+    """
+    folder = Path(path).absolute()
+    if not folder.exists() or not ocp.is_orbax_checkpoint(str(folder)):
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    metadata = ocp.metadata(str(folder))
+    _refuse_another(str(path), metadata.metadata, state)
+    arrays: Any = ocp.load(str(folder), _arrays(state))
+    return Checkpoint(replace(state, **arrays), dict(metadata.custom_metadata or {}))  # type: ignore[arg-type]
+
+
+def _refuse_another(name: str, saved: Any, state: TrainState) -> None:
+    difference = _difference(_shapes(saved), _shapes(_arrays(state)))
+    if difference:
+        raise ValueError(f"{name} is of another model or optimizer: {difference}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -117,7 +156,8 @@ def _difference(saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, 
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in ("step", "params", "model_state", "opt_state", "rng")}
+    parts = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "apply"}  # type: ignore[arg-type]
+    return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 
 def _open(folder: str | Path, preservation_policy: Any) -> ocp.training.Checkpointer:

@@ -110,7 +110,9 @@ class Config(Settings, metaclass=_Checked):
                 f"threshold_weight_adjustment names {unlisted[0]:g} m, which is not in thresholds = {heights}"
             )
         parts = [part for part in ("focal", "dice", "bce") if getattr(self, f"use_{part}")]
-        if self.loss_type == "adaptive" and len(self.adaptive_weights or parts) != len(parts or [None]):
+        if self.loss_type == "adaptive" and not parts:
+            raise ValueError("loss_type = 'adaptive' has no part: set use_focal, use_dice or use_bce")
+        if self.loss_type == "adaptive" and len(self.adaptive_weights or parts) != len(parts):
             raise ValueError(
                 f"adaptive_weights = {self.adaptive_weights}, parts in use {parts}: must be one for each"
             )

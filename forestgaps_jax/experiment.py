@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from forestgaps_jax import checkpoint, figures
 from forestgaps_jax.callbacks import Monitor, new_run_folder
@@ -19,7 +20,7 @@ from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_si
 from forestgaps_jax.inference.comparison import format_table, mean_iou_over_thresholds, score_baselines
 from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
-from forestgaps_jax.models import create_model_from_config
+from forestgaps_jax.models import create_model_from_config, parameter_count
 from forestgaps_jax.state import TrainState, create_state
 from forestgaps_jax.types import Site
 
@@ -29,7 +30,7 @@ Scores = dict[str, dict[str, Any]]
 _VIRTUAL = {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
 _SPLIT = {"seed", "tile_size", "tile_overlap", "min_valid_fraction", "block_size", "split_buffer"}
 _SPLIT |= {"val_fraction", "test_fraction"}
-_MODEL = {"model_name", "features", "depth", "norm", "height_scale"}
+_MODEL = {"model_name", "features", "depth", "norm", "height_scale", "spectral_norm"}
 
 
 def run_training(config: Config) -> tuple[Path, Scores]:
@@ -48,11 +49,12 @@ def run_training(config: Config) -> tuple[Path, Scores]:
     """
     config = _with_absolute_paths(replace(config, name=config.name or "run"))
     # The model and the monitored metric come before the rasters, which may take long, to fail early.
-    state = create_state(create_model_from_config(config), config)
-    Monitor(config.monitor_metric)
+    model = create_model_from_config(config)
+    state = create_state(model, config)
+    Monitor(config.monitor_metric, config.monitor_mode)
     sites = load_sites(config)
     data = create_data(sites, config)
-    print(_describe(sites, data.train, config))
+    print(_describe(sites, data.train, config, model))
     folder = new_run_folder(config)
     state, history = train(state, config, data, folder=folder)
     _save_figure(folder, "history", figures.plot_history(history))
@@ -170,12 +172,13 @@ def _with_absolute_paths(config: Config) -> Config:
     return replace(config, **paths)
 
 
-def _describe(sites: Sequence[Site], sampler: Any, config: Config) -> str:
+def _describe(sites: Sequence[Site], sampler: Any, config: Config, model: nnx.Module) -> str:
     pixels = sum(site.valid.sum() for site in sites)
     area = sum(site.valid.sum() * site.grid.resolution**2 for site in sites) / 1e4
     names = ", ".join(site.name for site in sites[:6]) + (", ..." if len(sites) > 6 else "")
     return (
         f"{len(sites)} site(s), {area:.1f} ha, {pixels / 1e6:.2f} million pixels: {names}\n"
         f"{len(sampler.places)} training tiles of {config.tile_size} px, "
-        f"{sampler.steps_per_epoch} steps an epoch, {config.epochs} epochs on {jax.devices()[0].device_kind}"
+        f"{sampler.steps_per_epoch} steps an epoch, {config.epochs} epochs\n"
+        f"{config.model_name}, {parameter_count(model):,} parameters, on {jax.devices()[0].device_kind}"
     )

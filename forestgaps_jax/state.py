@@ -10,27 +10,32 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.optimization import create_optimizer
+from forestgaps_jax.loss import Loss, create_loss_function
+from forestgaps_jax.optimization import create_plateau
+from forestgaps_jax.recipe import Optimizer, make_optimizer
 from forestgaps_jax.types import pytree_dataclass
 
 Apply = Callable[..., tuple[Float[Array, "batch height width 1"], Any]]
-"""``apply(params, model_state, dsm, threshold, rngs=None, train=False) -> (logits, model_state)``."""
+"""``apply(params, model_state, dsm, threshold, rngs=None, train=False) -> (logits, model_state)``.
+
+With scheduled stochastic depth it also gets ``drop_path_rate``; a network that predicts heights, trained on a
+loss of heights, gets None for the threshold."""
 
 
 @pytree_dataclass
 class TrainState:
     """A training's whole state: save it and nothing is lost.
 
-    A model of another library fits by giving its own ``apply``.
+    A model of another library fits by giving its own ``apply``; `init_state` makes the rest.
 
     Attributes:
-        step: optimizer steps taken.
+        step: batches trained on.
         params: what is trained.
         model_state: what the forward pass changes: running statistics.
-        opt_state: state of the optimizer and its schedule.
+        opt_state: state of the optimizer and its schedule, for `trained`.
         rng: key that every random draw is folded from, by step.
         apply: the forward pass, a hashable pure function (see `Apply`).
-        loss_params: what a loss learns, such as the weights of its parts; None for a loss that learns nothing.
+        loss_params: what a loss learns, such as the weights of its parts; None where it learns nothing.
         ema_params: moving average of the parameters; None without.
         plateau: state of a learning rate that follows a metric; None for other schedules.
     """
@@ -67,35 +72,75 @@ class NNXApply:
         params: Any,
         model_state: Any,
         dsm: Float[Array, "batch height width 1"],
-        threshold: Float[Array, " batch"],
+        threshold: Float[Array, " batch"] | None,
         rngs: nnx.Rngs | None = None,
         train: bool = False,
+        **options: Any,
     ) -> tuple[Float[Array, "batch height width 1"], Any]:
         """Logits, and the model state after the pass."""
         model = nnx.merge(self.graphdef, params, model_state)
-        logits = model(dsm, threshold, rngs=rngs, train=train)  # type: ignore[operator]
+        logits = model(dsm, threshold, rngs=rngs, train=train, **options)  # type: ignore[operator]
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
 
-def create_state(model: nnx.Module, config: Config) -> TrainState:
+def create_state(
+    model: nnx.Module, config: Config, *, loss_fn: Loss | None = None, optimizer: Optimizer | None = None
+) -> TrainState:
     """Take a module apart into the state that `train` carries on.
 
     The module itself stays as it is.
 
     Args:
         model: called as ``model(dsm, threshold, rngs=None, train=False) -> logits``.
-        config: the optimizer's settings, and the seed.
+        config: the settings, with the seed.
+        loss_fn: the loss that `train` will get, if not the configured one.
+        optimizer: the optimizer that `train` will get, if not the configured one.
     """
     graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
-    # Copies: the step gives its buffers away, and the module keeps its own.
-    params, model_state = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in (params, model_state))
+    params, model_state = (nnx.to_pure_dict(part) for part in (params, model_state))
+    return init_state(
+        NNXApply(graphdef), params, config, model_state=model_state, loss_fn=loss_fn, optimizer=optimizer
+    )
+
+
+def init_state(
+    apply: Apply,
+    params: Any,
+    config: Config,
+    *,
+    model_state: Any = None,
+    loss_fn: Loss | None = None,
+    optimizer: Optimizer | None = None,
+) -> TrainState:
+    """The state at the start of a training of any pure forward pass: Linen, Equinox or your own.
+
+    Args:
+        apply: a hashable pure function (see `Apply`).
+        params: pytree of what is trained.
+        config: the settings, with the seed.
+        model_state: pytree of what the forward pass changes.
+        loss_fn: the loss that `train` will get, if not the configured one.
+        optimizer: the optimizer that `train` will get, if not the configured one.
+    """
+    # Copies: the step gives its buffers away, and the caller keeps theirs.
+    params, model_state = (jax.tree.map(_copy, part) for part in (params, model_state))
+    loss, plateau = loss_fn or create_loss_function(config), create_plateau(config)
+    loss_params = loss.init() if getattr(loss, "learns", False) else None  # type: ignore[attr-defined]
     # The optimizer's state has the same leaves for every schedule.
-    optimizer = create_optimizer(config, lambda step: config.learning_rate)
+    transformation = make_optimizer(config, lambda step: config.learning_rate, optimizer)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
-        opt_state=optimizer.init(params),
+        opt_state=transformation.init(params if loss_params is None else (params, loss_params)),
         rng=jax.random.key(config.seed),
-        apply=NNXApply(graphdef),
+        apply=apply,
+        loss_params=loss_params,
+        ema_params=jax.tree.map(jnp.copy, params) if config.ema_decay else None,
+        plateau=plateau.init() if plateau else None,
     )
+
+
+def _copy(leaf: Any) -> Array:
+    """A copy with a type of its own: one that is weak (of a Python number) would make steps compile twice."""
+    return jnp.array(leaf, jnp.asarray(leaf).dtype)

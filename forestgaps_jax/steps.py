@@ -10,126 +10,89 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from forestgaps_jax.config import Config
-from forestgaps_jax.loss import Loss, create_loss_function
-from forestgaps_jax.metrics import ConfusionCounts, threshold_index
-from forestgaps_jax.optimization import create_optimizer, create_scheduler
+from forestgaps_jax.loss import Loss
+from forestgaps_jax.recipe import Recipe
 from forestgaps_jax.state import TrainState
-from forestgaps_jax.types import Batch, Sampler, pytree_dataclass
-
-
-@pytree_dataclass
-class Totals:
-    """What an epoch adds up on the device.
-
-    Attributes:
-        loss: sum over batches of the loss times the batch's valid pixels.
-        pixels: valid pixels, as the weight of the loss.
-        counts: exact confusion, one row a listed threshold and one for the others.
-    """
-
-    loss: Float[Array, ""]
-    pixels: Float[Array, ""]
-    counts: ConfusionCounts
-
-    @staticmethod
-    def zeros(thresholds: tuple[float, ...]) -> "Totals":
-        """Nothing added yet."""
-        return Totals(jnp.zeros(()), jnp.zeros(()), ConfusionCounts.zeros(len(thresholds) + 1))
-
-    def add(
-        self, loss: Float[Array, ""], logits: Array, batch: Batch, thresholds: tuple[float, ...]
-    ) -> "Totals":
-        """Add a batch's loss and counts."""
-        valid = jnp.ones(batch.mask.shape, bool) if batch.valid is None else jnp.asarray(batch.valid)
-        pixels = jnp.sum(valid, dtype=jnp.float32)
-        group = threshold_index(jnp.asarray(batch.threshold), thresholds)
-        counts = self.counts.update(logits > 0, jnp.asarray(batch.mask) > 0.5, group=group, valid=valid)
-        return Totals(self.loss + loss * pixels, self.pixels + pixels, counts)
+from forestgaps_jax.totals import Decisions, Totals, decide, decide_heights
+from forestgaps_jax.types import Batch, Sampler
 
 
 class StepLogs(NamedTuple):
-    """Scalars of one step, still on the device."""
+    """Scalars of one training step, still on the device.
+
+    Attributes:
+        loss: of the batch.
+        grad_norm: global norm of the gradients, before any clipping.
+        lr: learning rate that was used; NaN where only the optimizer knows it.
+    """
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
+    lr: Float[Array, ""]
 
 
-_OUTSIDE_THE_STEP = {"name", "runs_dir", "seed", "monitor_metric", "dsm", "chm", "tile_overlap", "block_size"}
-_OUTSIDE_THE_STEP |= {"min_valid_fraction", "split_buffer", "val_fraction", "test_fraction", "figure_tiles"}
-_OUTSIDE_THE_STEP |= {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
-_OUTSIDE_THE_STEP |= {"use_progress_bar", "use_tensorboard"}
-"""Settings that do not change what is compiled."""
+class EvalLogs(NamedTuple):
+    """The loss of one evaluated batch, and its decisions, still on the device."""
+
+    loss: Float[Array, ""]
+    decisions: Decisions
+
 
 TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLogs]]
-EvalStep = Callable[[TrainState, Totals, Any, Any], tuple[Totals, Array]]
+EvalStep = Callable[[TrainState, Totals, Any, Any], tuple[Totals, EvalLogs]]
 
 
-def make_train_step(config: Config, steps_per_epoch: int) -> TrainStep:
-    """Compile one optimizer step: ``step(state, totals, source) -> (state, totals, logs)``.
+def predicts_heights(loss: Loss) -> bool:
+    """Whether the loss is of canopy height, so that the network's output is metres and not logits."""
+    return getattr(loss, "target", "mask") == "chm"
+
+
+@lru_cache(maxsize=8)
+def make_train_step(recipe: Recipe) -> TrainStep:
+    """Compile one training step: ``step(state, totals, source) -> (state, totals, logs)``.
 
     ``source`` is a `Batch`, or a `Sampler`, whose batch of this step is then cut inside the compiled
     function. The state and the totals that go in are given away (donated): use what comes out.
 
-    Equal settings give the same function, so training again does not compile again.
+    Equal recipes give the same function, so training again does not compile again.
     """
-    settings = tuple((k, v) for k, v in config.to_dict().items() if k not in _OUTSIDE_THE_STEP)
-    return _compiled_train_step(settings, steps_per_epoch)
+    return jax.jit(train_step(recipe), donate_argnums=(0, 1))
 
 
-@lru_cache(maxsize=8)
-def _compiled_train_step(settings: tuple[tuple[str, Any], ...], steps_per_epoch: int) -> TrainStep:
-    config = Config(**dict(settings))
-    step = train_step(
-        create_loss_function(config),
-        create_optimizer(config, create_scheduler(config, steps_per_epoch)),
-        config.thresholds,
-    )
-    return jax.jit(step, donate_argnums=(0, 1))
-
-
-def train_step(
-    loss_function: Loss, optimizer: optax.GradientTransformation, thresholds: tuple[float, ...]
-) -> TrainStep:
+def train_step(recipe: Recipe) -> TrainStep:
     """The pure function that `make_train_step` compiles."""
 
     def step(state: TrainState, totals: Totals, source: Batch | Sampler):
         batch = source.sample(state.step) if isinstance(source, Sampler) else source
-        dropout, drop_path = jax.random.split(jax.random.fold_in(state.rng, state.step))
 
-        def loss_of(params: Any):
-            rngs = nnx.Rngs(dropout=dropout, drop_path=drop_path)
-            logits, model_state = state.apply(
-                params, state.model_state, batch.dsm, batch.threshold, rngs=rngs, train=True
-            )
-            return loss_function(logits, batch.mask, valid=batch.valid), (logits, model_state)
+        def loss_of(trained: Any):
+            params, loss_params = _parts(state, trained)
+            options = _training_options(recipe, state)
+            loss, output, model_state = _forward(recipe.loss, state, params, loss_params, batch, **options)
+            return loss, (output, model_state)
 
-        (loss, (logits, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, model_state, opt_state, state.rng, state.apply)
-        logs = StepLogs(loss, optax.tree.norm(grads))
-        return state, totals.add(loss, logits, batch, thresholds), logs
+        (loss, (output, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+        logs = StepLogs(loss, optax.tree.norm(grads), _learning_rate(recipe, state))
+        state = _updated(recipe, state, grads, model_state)
+        decisions = _decide(recipe.loss, output, batch, recipe.thresholds)
+        return state, totals.add(loss, output, batch, decisions, logs.grad_norm), logs
 
     return step
 
 
-def make_eval_step(config: Config) -> EvalStep:
-    """Compile the evaluation of a batch: ``step(state, totals, source, position) -> (totals, loss)``.
+@lru_cache(maxsize=8)
+def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
+    """Compile the evaluation of a batch: ``step(state, totals, source, position) -> (totals, logs)``.
 
     ``source`` is a `Batch`, or a `Sampler`, whose batch number ``position`` is cut inside. The totals that
-    go in are given away.
+    go in are given away. Where the state has a moving average of the weights, that is evaluated.
     """
-    return _compiled_eval_step(create_loss_function(config), config.thresholds)
 
-
-@lru_cache(maxsize=8)
-def _compiled_eval_step(loss_function: Loss, thresholds: tuple[float, ...]) -> EvalStep:
     def step(state: TrainState, totals: Totals, source: Batch | Sampler, position: Array):
         batch = source.sample(position) if isinstance(source, Sampler) else source
-        logits, _ = state.apply(state.params, state.model_state, batch.dsm, batch.threshold)
-        loss = loss_function(logits, batch.mask, valid=batch.valid)
-        return totals.add(loss, logits, batch, thresholds), loss
+        value, output, _ = _forward(loss, state, state.scored_params, state.loss_params, batch)
+        decisions = _decide(loss, output, batch, thresholds)
+        return totals.add(value, output, batch, decisions), EvalLogs(value, decisions)
 
     return jax.jit(step, donate_argnums=1)
 
@@ -139,5 +102,75 @@ def predict_step(
     state: TrainState, dsm: Float[Array, "batch height width 1"], threshold: Float[Array, " batch"]
 ) -> Float[Array, "batch height width 1"]:
     """Gap probabilities of a batch, float32."""
-    logits, _ = state.apply(state.params, state.model_state, dsm, threshold)
+    logits, _ = state.apply(state.scored_params, state.model_state, dsm, threshold)
     return jax.nn.sigmoid(logits.astype(jnp.float32))
+
+
+def _forward(
+    loss: Loss, state: TrainState, params: Any, loss_params: Any, batch: Batch, **options: Any
+) -> tuple[Array, Array, Any]:
+    """Loss, output of the network and new model state."""
+    heights = predicts_heights(loss)
+    if heights and batch.chm is None:
+        raise ValueError("a loss of canopy height needs batches with chm, the true heights in metres")
+    threshold = None if heights else batch.threshold
+    output, model_state = state.apply(params, state.model_state, batch.dsm, threshold, **options)
+    also: dict[str, Any] = {}
+    if getattr(loss, "learns", False):
+        also["params"] = loss_params
+    if getattr(loss, "needs_threshold", False):
+        also["threshold"] = batch.threshold
+    targets = batch.chm if heights else batch.mask
+    return loss(output, targets, valid=batch.valid, **also), output, model_state
+
+
+def _decide(loss: Loss, output: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
+    return (decide_heights if predicts_heights(loss) else decide)(output, batch, thresholds)
+
+
+def _training_options(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+    """Keys of this step, and the chance to drop a branch where that follows a schedule."""
+    dropout, drop_path = jax.random.split(jax.random.fold_in(state.rng, state.step))
+    options: dict[str, Any] = {"train": True, "rngs": nnx.Rngs(dropout=dropout, drop_path=drop_path)}
+    if recipe.drop_path_rate is not None:
+        options["drop_path_rate"] = recipe.drop_path_rate(state.step)
+    return options
+
+
+def _learning_rate(recipe: Recipe, state: TrainState) -> Array:
+    if recipe.learning_rate is None:
+        return jnp.full((), jnp.nan)
+    rate = jnp.asarray(recipe.learning_rate(state.step // recipe.accumulation), jnp.float32)
+    return rate if state.plateau is None else rate * state.plateau.scale
+
+
+def _updated(recipe: Recipe, state: TrainState, grads: Any, model_state: Any) -> TrainState:
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.trained)
+    if state.plateau is not None:
+        updates = optax.tree.scale(state.plateau.scale, updates)
+    params, loss_params = _parts(state, optax.apply_updates(state.trained, updates))
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        rng=state.rng,
+        apply=state.apply,
+        loss_params=loss_params,
+        ema_params=_averaged(recipe, state, params),
+        plateau=state.plateau,
+    )
+
+
+def _parts(state: TrainState, trained: Any) -> tuple[Any, Any]:
+    """Parameters of the network and of the loss out of `TrainState.trained`."""
+    return (trained, None) if state.loss_params is None else trained
+
+
+def _averaged(recipe: Recipe, state: TrainState, params: Any) -> Any:
+    """The moving average after an optimizer step; short at first, so that the start is soon forgotten."""
+    if state.ema_params is None:
+        return None
+    updates, left = divmod(state.step + 1, recipe.accumulation)
+    decay = jnp.minimum(recipe.ema_decay, (1.0 + updates) / (10.0 + updates))
+    return optax.incremental_update(params, state.ema_params, jnp.where(left == 0, 1.0 - decay, 0.0))

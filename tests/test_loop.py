@@ -228,7 +228,7 @@ def test_predict_takes_one_threshold_or_one_a_sample(state):
         ({"train": []}, "yields no batch"),
         ({"train": iter([1, 2])}, "read only once"),
         ({"training": []}, "must have train"),
-        ({"train": [{"dsm": np.zeros((2, 16, 16)), "masks": 1}]}, "dsm, mask, threshold"),
+        ({"train": [{"dsm": np.zeros((2, 16, 16)), "masks": 1}]}, r"dsm, mask \(or chm\), threshold"),
         ({"train": [(np.zeros((2, 1, 16, 16)), np.zeros((2, 1, 16, 16)), 5.0)]}, "transpose"),
         ({"train": [(np.zeros((2, 17, 16)), np.zeros((2, 17, 16)), 5.0)]}, "multiples of 2"),
     ],

@@ -8,9 +8,12 @@ import pytest
 
 from forestgaps_jax import Batch, Config, TrainState
 from forestgaps_jax.loss import BCELoss
-from forestgaps_jax.steps import Totals, make_eval_step, make_train_step, predict_step, train_step
+from forestgaps_jax.recipe import Recipe, make_recipe
+from forestgaps_jax.steps import make_eval_step, make_train_step, predict_step, train_step
+from forestgaps_jax.totals import Totals
 
 THRESHOLDS = (5.0, 15.0)
+PLAIN = Recipe(BCELoss(), BCELoss(), optax.sgd(0.1), None, THRESHOLDS)
 
 
 def linear(params, model_state, dsm, threshold, rngs=None, train=False):
@@ -39,7 +42,7 @@ def batch() -> Batch:
 
 
 def test_one_step_equals_gradient_descent_in_numpy(state, batch):
-    step = train_step(BCELoss(), optax.sgd(0.1), THRESHOLDS)
+    step = train_step(PLAIN)
     new, totals, logs = step(state, Totals.zeros(THRESHOLDS), batch)
 
     dsm, mask, valid = (np.asarray(x, np.float64) for x in (batch.dsm, batch.mask, batch.valid))
@@ -58,9 +61,7 @@ def test_one_step_equals_gradient_descent_in_numpy(state, batch):
 
 
 def test_totals_count_each_threshold_and_the_unlisted_one_apart(state, batch):
-    totals, _ = make_eval_step(Config(thresholds=THRESHOLDS))(
-        state, Totals.zeros(THRESHOLDS), batch, np.int32(0)
-    )
+    totals, _ = make_eval_step(BCELoss(), THRESHOLDS)(state, Totals.zeros(THRESHOLDS), batch, np.int32(0))
     logits = 0.3 * np.asarray(batch.dsm) - 0.2 * np.asarray(batch.threshold)[:, None, None, None]
     found, gap, valid = logits > 0, np.asarray(batch.mask) > 0.5, np.asarray(batch.valid)
     cells = (found & gap, found & ~gap, ~found & gap, ~found & ~gap)
@@ -77,7 +78,7 @@ def test_random_draws_are_a_function_of_the_step(batch):
     start = TrainState(
         jnp.zeros((), jnp.int32), params, jnp.zeros(2), optax.sgd(0.1).init(params), jax.random.key(0), noisy
     )
-    step = partial(train_step(BCELoss(), optax.sgd(0.1), THRESHOLDS), source=batch)
+    step = partial(train_step(PLAIN), source=batch)
     one = step(start, Totals.zeros(THRESHOLDS))[0]
     again = step(start, Totals.zeros(THRESHOLDS))[0]
     two = step(one, Totals.zeros(THRESHOLDS))[0]
@@ -86,8 +87,11 @@ def test_random_draws_are_a_function_of_the_step(batch):
 
 
 def test_equal_settings_give_the_same_compiled_step():
-    assert make_train_step(Config(epochs=3), 5) is make_train_step(Config(epochs=3), 5)
-    assert make_train_step(Config(epochs=3), 5) is not make_train_step(Config(epochs=4), 5)
+    def step(**settings):
+        return make_train_step(make_recipe(Config(**settings), 5))
+
+    assert step(epochs=3) is step(epochs=3, name="other", seed=7, use_progress_bar=False)
+    assert step(epochs=3) is not step(epochs=4)
 
 
 def test_prediction_is_a_probability_in_float32(state, batch):

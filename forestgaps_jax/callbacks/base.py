@@ -2,11 +2,14 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.state import TrainState
@@ -50,10 +53,21 @@ class Run:
         self.save_requested = True
 
     def load_weights(self, state: TrainState) -> None:
-        """Take over the weights and statistics of another moment; steps and optimizer stay those of now."""
-        self.state = replace(
-            self.state, params=state.params, model_state=state.model_state, ema_params=state.ema_params
-        )
+        """Copy the weights and statistics of another moment; steps and optimizer stay those of now.
+
+        Raises:
+            ValueError: the state is of another model.
+        """
+        weights, own = _weights(state), _weights(self.state)
+        if jax.tree.structure(weights) != jax.tree.structure(own) or jax.tree.leaves(
+            jax.tree.map(jnp.shape, weights)
+        ) != jax.tree.leaves(jax.tree.map(jnp.shape, own)):
+            raise ValueError("load_weights was given the state of another model: its arrays do not fit")
+        self.state = replace(self.state, **jax.tree.map(jnp.copy, weights))
+
+
+def _weights(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("params", "model_state", "ema_params")}
 
 
 def new_run_folder(config: Config) -> Path:
@@ -86,7 +100,10 @@ class Callback:
     run: Run
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Once, before the first epoch. logs: config."""
+        """Once, before the first epoch.
+
+        logs: config, model (as it was before, None for one of another library) and model_summary (a text).
+        """
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Once, after the last epoch. logs: history, best_metrics, stop_reason."""
@@ -161,13 +178,32 @@ def _check(callback: Any) -> None:
     if not isinstance(callback, Callback):
         raise TypeError(f"{callback!r} is no callback: derive it from forestgaps_jax.callbacks.Callback")
     for name in dir(kind):
-        if name.startswith("on_") and name not in EVENTS:
-            close = difflib.get_close_matches(name, EVENTS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(EVENTS)}"
-            raise TypeError(f"{kind.__name__}.{name} is no event; {hint}")
+        if name.startswith("on_"):
+            check_event(f"{kind.__name__}.{name}", name)
     for event in EVENTS:
-        wanted = inspect.signature(getattr(Callback, event))
-        try:
-            inspect.signature(getattr(kind, event)).bind(*wanted.parameters)
-        except TypeError:
-            raise TypeError(f"{kind.__name__}.{event} must take {tuple(wanted.parameters)}") from None
+        check_arguments(f"{kind.__name__}.{event}", getattr(kind, event), event, bound=False)
+
+
+def check_event(owner: str, name: str) -> None:
+    """Refuse the name of no event.
+
+    Raises:
+        TypeError: names the ``owner`` and the nearest event.
+    """
+    if name not in EVENTS:
+        close = difflib.get_close_matches(name, EVENTS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(EVENTS)}"
+        raise TypeError(f"{owner} is no event; {hint}")
+
+
+def check_arguments(owner: str, function: Callable[..., Any], event: str, bound: bool) -> None:
+    """Refuse a function that cannot be called as the event is; a ``bound`` one takes no ``self``.
+
+    Raises:
+        TypeError: names the ``owner`` and the arguments of the event.
+    """
+    wanted = tuple(inspect.signature(getattr(Callback, event)).parameters)[bound:]
+    try:
+        inspect.signature(function).bind(*wanted)
+    except TypeError:
+        raise TypeError(f"{owner} must take {wanted}") from None

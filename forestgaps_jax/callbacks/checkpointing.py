@@ -1,5 +1,6 @@
 """Checkpoints while training."""
 
+from functools import partial
 from typing import Any
 
 from forestgaps_jax.callbacks.base import Callback
@@ -9,33 +10,91 @@ from forestgaps_jax.metrics import to_json
 
 
 class CheckpointingCallback(Callback):
-    """Saves after every epoch to ``checkpoints/`` in the run folder; keeps the last and the best.
+    """Saves to ``checkpoints/`` in the run folder; keeps the last and the best.
 
-    The best is by ``config.monitor_metric``. A run without a folder is not saved.
+    Saved are every ``save_frequency``-th epoch, every epoch that is the best so far, the last one, and the
+    step after which `Run.save` or, within an epoch, `Run.stop` was called. A run without a folder is not
+    saved. Have it as the last callback: what others ask for after it waits for the next step.
+
+    Args:
+        monitor: what makes a checkpoint the best (see `Monitor`); None for ``config.monitor_metric``, by
+            ``config.monitor_mode``.
+        mode: whether less or more of ``monitor`` is better.
+        save_frequency: epochs between checkpoints; None for ``config.save_frequency``.
+        max_to_keep: best checkpoints to keep, beside the last; None for ``config.max_to_keep``.
+
+    Raises:
+        ValueError: no such metric, a number below 1; at the start: a threshold that is not listed, or a
+            folder with checkpoints later than the state.
     """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: str = "auto",
+        save_frequency: int | None = None,
+        max_to_keep: int | None = None,
+    ):
+        for name, value in (("save_frequency", save_frequency), ("max_to_keep", max_to_keep)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} = {value}: must be 1 or more")
+        if monitor is None and mode != "auto":
+            raise ValueError(f"mode = {mode!r} without monitor: set config.monitor_mode, or give both")
+        if monitor is not None:
+            Monitor(monitor, mode)
+        self._settings = monitor, mode, save_frequency, max_to_keep
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the folder."""
-        self._monitor = Monitor(self.run.config.monitor_metric)
+        config = self.run.config
+        monitor, mode, save_frequency, max_to_keep = self._settings
+        if monitor is None:
+            monitor, mode = config.monitor_metric, config.monitor_mode
+        self._monitor = Monitor(monitor, mode)
+        self._monitor.check(config)
+        self._save_frequency = save_frequency or config.save_frequency
         self._checkpointer = None
-        if self.run.folder is not None:
-            folder, step = self.run.folder / "checkpoints", int(self.run.state.step)
-            newest = latest(folder)
-            if newest is not None and newest > step:
-                raise ValueError(
-                    f"{folder} holds step {newest}, later than the state's {step}: give another folder"
-                )
-            self._checkpointer = Checkpointer(folder)
+        if self.run.folder is None:
+            return
+        folder, step = self.run.folder / "checkpoints", int(self.run.state.step)
+        newest = latest(folder)
+        if newest is not None and newest > step:
+            raise ValueError(
+                f"{folder} holds step {newest}, later than the state's {step}: give another folder"
+            )
+        self._open = partial(Checkpointer, folder, keep_best=max_to_keep or config.max_to_keep)
+        self._checkpointer, self._newest = self._open(), newest
+
+    def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save where a callback asked for it, and before the training ends within an epoch."""
+        assert logs is not None
+        cut_short = self.run.stop_reason is not None and batch + 1 < self.run.steps_per_epoch
+        if self.run.save_requested or cut_short:
+            self._save(logs["epoch"])
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save."""
+        """Save the epochs that are to be saved."""
         assert logs is not None
-        if self._checkpointer is None:
-            return
-        info = {"epoch": epoch, "config": self.run.config.to_dict(), "history": self.run.history}
-        self._checkpointer.save(self.run.state, to_json(info), self._monitor.score(logs))
+        done = epoch + 1
+        best = self._monitor.update(logs)
+        last = done == self.run.config.epochs or self.run.stop_reason is not None
+        if best or last or self.run.save_requested or done % self._save_frequency == 0:
+            self._save(epoch, self._monitor.score(logs))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Wait for the last save."""
         if self._checkpointer is not None:
             self._checkpointer.close()
+
+    def _save(self, epoch: int, score: float | None = None) -> None:
+        self.run.save_requested = False
+        if self._checkpointer is None:
+            return
+        step = int(self.run.state.step)
+        if step == self._newest:
+            # Orbax fails to replace what it is still writing: wait for it.
+            self._checkpointer.close()
+            self._checkpointer = self._open()
+        self._newest = step
+        info = {"epoch": epoch, "config": self.run.config.to_dict(), "history": self.run.history}
+        self._checkpointer.save(self.run.state, to_json(info), score)

@@ -1,78 +1,185 @@
-"""The record of a run on disk: settings, metrics as JSON lines, TensorBoard events."""
+"""The record of a run on disk: settings, a log to read, metrics as JSON, TensorBoard events."""
 
 import json
 import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from textwrap import indent
 from typing import Any
 
-from forestgaps_jax.callbacks.base import Callback
+import jax
+import numpy as np
+
+from forestgaps_jax.callbacks.base import Callback, Run
 from forestgaps_jax.metrics import to_json
 
-_PER_THRESHOLD = ("iou", "f1", "precision", "recall")
+_PER_THRESHOLD = ("iou", "f1", "precision", "recall", "pr_auc")
+_VERSIONS = ("forestgaps_jax", "jax", "flax", "optax")
 
 
 class LoggingCallback(Callback):
-    """Writes ``config.toml``, ``metrics.jsonl`` (one line an epoch) and TensorBoard events.
+    """Writes what a run was and how it went to the run folder; a run without a folder is not recorded.
 
-    A run without a folder is not recorded. TensorBoard tags are ``train/iou``, ``val/iou``,
-    ``val/iou/5m``, ``learning_rate`` and ``tiles_per_second``, by epoch.
+    ``config.toml``: the settings as used. ``train.log``: a line at the start, the network, a line an epoch,
+    one at the end.
+    ``metrics.jsonl``: the logs of each epoch, a line each. ``history.json``: the history, written at the end,
+    with the epochs of earlier calls in the same folder. Where ``config.use_tensorboard``, TensorBoard events,
+    whose writer is ``run.events`` for other callbacks, until the end of the training.
+
+    TensorBoard tags, by epoch, for ``train`` and ``val``: ``val/loss``, ``val/iou`` and every other number of
+    the metrics; ``val/iou/5m`` (also f1, precision, recall, pr_auc) by threshold; ``val/rmse`` and the like
+    of a regression; ``train/grad_norm`` where it is recorded. Besides: ``learning_rate``,
+    ``tiles_per_second`` (of training, with its compilation) and the text ``config``. What is no number, or
+    NaN, is left out.
     """
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the files."""
         self._folder, self._events = self.run.folder, None
-        if self._folder is not None:
-            named = replace(self.run.config, name=self._folder.name, runs_dir=str(self._folder.parent))
-            named.to_toml(self._folder / "config.toml")
-            if self.run.config.use_tensorboard:
-                self._events = _open_events(str(self._folder))
+        self._start = time.perf_counter()
+        if self._folder is None:
+            return
+        settings = self._folder / "config.toml"
+        named = replace(self.run.config, name=self._folder.name, runs_dir=str(self._folder.parent))
+        named.to_toml(settings)
+        self._write(_first_line(self.run))
+        if summary := (logs or {}).get("model_summary"):
+            self._write("the network\n" + indent(str(summary), "  "))
+        if self.run.config.use_tensorboard:
+            self._events = self.run.events = _open_events(self._folder)
+        if self._events is not None:
+            self._events.add_text("config", f"```toml\n{settings.read_text(encoding='utf-8')}```", 0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start counting tiles."""
-        self._tiles, self._start = 0, time.perf_counter()
+        self._tiles, self._seconds, self._epoch_start = 0, 0.0, time.perf_counter()
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count tiles, and the time that they took."""
         assert logs is not None
         self._tiles += logs["batch_size"]
-        self._seconds = time.perf_counter() - self._start
+        self._seconds = time.perf_counter() - self._epoch_start
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch."""
         assert logs is not None
-        if self._folder is not None:
-            line = json.dumps(to_json({"epoch": epoch, **logs}))
-            with open(self._folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        if self._folder is None:
+            return
+        line = json.dumps(to_json({"epoch": epoch, **logs}), default=_plain)
+        with open(self._folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._write(epoch_line(epoch, self.run.config.epochs, logs))
         if self._events is not None:
-            for tag, value in self._scalars(logs):
+            for tag, value in _scalars(logs):
                 self._events.add_scalar(tag, value, epoch)
+            if self._seconds > 0:
+                self._events.add_scalar("tiles_per_second", self._tiles / self._seconds, epoch)
             self._events.flush()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Close the files."""
+        assert logs is not None
+        if self._folder is None:
+            return
+        history = json.dumps(_whole_history(self._folder / "metrics.jsonl", logs["history"]), default=_plain)
+        (self._folder / "history.json").write_text(history, encoding="utf-8")
+        best = ", ".join(f"{name} {_short(value)}" for name, value in logs["best_metrics"].items())
+        reason = logs["stop_reason"]
+        self._write(
+            f"{'end' if reason is None else f'stopped: {reason}'}; best {best}; "
+            f"{time.perf_counter() - self._start:.1f} s in all"
+        )
         if self._events is not None:
             self._events.close()
+            self._events = self.run.events = None
 
-    def _scalars(self, logs: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    def _write(self, line: str) -> None:
+        assert self._folder is not None
+        with open(self._folder / "train.log", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+
+
+def epoch_line(epoch: int, epochs: int, logs: Mapping[str, Any]) -> str:
+    """An epoch in one line: losses, IoU, RMSE of a regression, learning rate, time, whether it is the best.
+
+    >>> metrics = {"loss": 0.5, "iou": 0.25}
+    >>> logs = {"train_metrics": metrics, "val_metrics": {}, "lr": 1e-3, "improved": True, "epoch_time": 2.0}
+    >>> epoch_line(8, 10, logs)
+    'epoch  9/10  loss 0.5000  iou 0.250  lr 0.001  2.0 s  * best so far'
+    """
+    parts = []
+    for prefix, metrics in (("", logs["train_metrics"]), ("val_", logs["val_metrics"])):
+        shown = {"loss": metrics.get("loss"), "iou": metrics.get("iou")}
+        shown["rmse"] = metrics.get("regression", {}).get("rmse")
+        for (name, value), digits in zip(shown.items(), (4, 3, 3), strict=True):
+            if value is not None:
+                parts.append(f"{prefix}{name} {value:.{digits}f}")
+    parts += [f"lr {logs['lr']:.2g}", f"{logs['epoch_time']:.1f} s"]
+    best = "  * best so far" if logs["improved"] else ""
+    return f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}  {'  '.join(parts)}{best}"
+
+
+def _first_line(run: Run) -> str:
+    versions = ", ".join(f"{name} {sys.modules[name].__version__}" for name in _VERSIONS)
+    devices = jax.devices()
+    weights = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    return (
+        f"start at step {int(run.state.step)}: {run.config.model_name}, {weights} weights; "
+        f"{run.steps_per_epoch} steps an epoch, {run.config.epochs} epochs; "
+        f"{len(devices)} x {devices[0].device_kind}; {versions}"
+    )
+
+
+def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:
+    """The history of all epochs on record, the latest of each."""
+    whole = to_json(history)
+    if lines.is_file():
+        entries = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+        entries = list({entry["epoch"]: entry for entry in entries}.values())
+        for name in ("train_metrics", "val_metrics", "lr"):
+            whole[name] = [entry[name] for entry in entries]
         for phase in ("train", "val"):
-            metrics = logs[f"{phase}_metrics"]
-            for name, value in metrics.items():
-                if isinstance(value, float):
-                    yield f"{phase}/{name}", value
-            for threshold, by_name in metrics.get("threshold_metrics", {}).items():
-                for name in _PER_THRESHOLD:
-                    yield f"{phase}/{name}/{threshold:g}m", by_name[name]
-        yield "learning_rate", logs["lr"]
-        yield "tiles_per_second", self._tiles / self._seconds
+            whole[f"{phase}_loss"] = [metrics.get("loss") for metrics in whole[f"{phase}_metrics"]]
+        whole["epoch_times"] = [entry["epoch_time"] for entry in entries]
+    return whole
 
 
-def _open_events(folder: str) -> Any:
+def _scalars(logs: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for phase in ("train", "val"):
+        metrics = logs[f"{phase}_metrics"]
+        for group in (metrics, metrics.get("regression", {})):
+            yield from ((f"{phase}/{name}", value) for name, value in _numbers(group))
+        for threshold, by_name in metrics.get("threshold_metrics", {}).items():
+            for name, value in _numbers(by_name):
+                if name in _PER_THRESHOLD:
+                    yield f"{phase}/{name}/{threshold:g}m", value
+    yield "learning_rate", logs["lr"]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Those of the metrics that are one number."""
+    for name, value in metrics.items():
+        scalar = isinstance(value, int | float) or getattr(value, "shape", None) == ()
+        if scalar and np.asarray(value).dtype.kind in "fiu" and not np.isnan(value):
+            yield name, float(value)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as lists and numbers, or else in words."""
+    return to_json(value.tolist()) if hasattr(value, "tolist") else repr(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _open_events(folder: Path) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         logging.getLogger(__name__).warning("no TensorBoard events: pip install tensorboardX")
         return None
-    return SummaryWriter(folder)
+    return SummaryWriter(str(folder))

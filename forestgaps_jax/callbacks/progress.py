@@ -1,12 +1,12 @@
 """A progress bar over the whole training, and a line for each epoch."""
 
-import math
 import sys
 import warnings
 from collections import deque
 from typing import Any
 
 from forestgaps_jax.callbacks.base import Callback
+from forestgaps_jax.callbacks.logging import epoch_line
 
 _LAG = 4  # steps: the loss shown is of a step that the device has finished
 
@@ -51,17 +51,14 @@ class ProgressBar(Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Print the epoch's line."""
         assert logs is not None
-        train, val = logs["train_metrics"], logs["val_metrics"]
-        parts = [f"loss {train['loss']:.4f}", f"iou {train['iou']:.3f}"]
-        if val:
-            parts += [f"val_loss {val['loss']:.4f}", f"val_iou {val['iou']:.3f}"]
-        parts += [f"lr {logs['lr']:.2g}", f"{logs['epoch_time']:.1f} s"]
-        best = "  * best so far" if logs["improved"] else ""
-        width = 1 + int(math.log10(self.run.config.epochs))
-        line = f"epoch {epoch + 1:{width}}/{self.run.config.epochs}  {'  '.join(parts)}{best}"
-        print(line) if self._bar is None else self._bar.write(line, file=sys.stdout)
+        self._print(epoch_line(epoch, self.run.config.epochs, logs))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Close the bar."""
+        """Close the bar, and say why the training ended where it ended before its last epoch."""
         if self._bar is not None:
             self._bar.close()
+        if logs is not None and logs["stop_reason"] is not None:
+            self._print(f"stopped: {logs['stop_reason']}")
+
+    def _print(self, line: str) -> None:
+        print(line) if self._bar is None else self._bar.write(line, file=sys.stdout)

@@ -19,14 +19,15 @@ def as_batch(item: Any) -> Batch:
     """Check a batch and give it its types.
 
     Args:
-        item: a `Batch`, a mapping with ``dsm``, ``mask``, ``threshold`` and perhaps ``valid``, or a tuple
-            ``(dsm, mask[, threshold[, valid]])``. Images are ``[batch, height, width, 1]`` or
-            ``[batch, height, width]``, of NumPy, jax or anything that NumPy can read. A threshold may be one
-            number for all; without one it is 10 m.
+        item: a `Batch`, a mapping with ``dsm``, ``mask``, ``threshold`` and perhaps ``valid`` and ``chm``, or
+            a tuple ``(dsm, mask[, threshold[, valid]])``. Images are ``[batch, height, width, 1]`` or
+            ``[batch, height, width]``, of NumPy, jax or anything that NumPy can read, such as CPU tensors of
+            PyTorch. A threshold may be one number for all; without one it is 10 m. Where there is no mask,
+            it is where ``chm`` is below the threshold.
 
     Returns:
-        The batch. A pixel is valid where it is given as valid and its DSM is finite; where it is not, the
-        DSM is NaN: what stands there is nobody's height.
+        The batch. A pixel is valid where it is given as valid and its DSM (and CHM, if there is one) is
+        finite; where it is not, the DSM is NaN: what stands there is nobody's height.
 
     Raises:
         TypeError: not one of these.
@@ -34,18 +35,23 @@ def as_batch(item: Any) -> Batch:
     """
     parts = _parts(item)
     dsm = _image("dsm", parts["dsm"], np.float32)
-    mask = _image("mask", parts["mask"], np.float32)
-    valid = parts.get("valid")
+    threshold = as_thresholds(parts.get("threshold"), dsm.shape[0])
+    chm, valid = parts.get("chm"), parts.get("valid")
+    chm = None if chm is None else _image("chm", chm, np.float32)
     valid = None if valid is None else _image("valid", valid, np.bool_)
-    for name, image in (("mask", mask), ("valid", valid)):
+    if parts.get("mask") is not None:
+        mask = _image("mask", parts["mask"], np.float32)
+    else:
+        mask = (chm < threshold[:, None, None, None]).astype(np.float32)
+    for name, image in (("mask", mask), ("valid", valid), ("chm", chm)):
         if image is not None and image.shape != dsm.shape:
             raise ValueError(f"{name} has shape {image.shape}, dsm {dsm.shape}: must be the same")
     _check_mask(mask, valid)
     numpy = jnp if isinstance(dsm, jax.Array) else np
     if valid is not None:
         dsm = numpy.where(valid, dsm, np.float32(np.nan))
-    valid = numpy.isfinite(dsm)
-    return Batch(dsm, mask, as_thresholds(parts.get("threshold"), dsm.shape[0]), valid)
+    valid = numpy.isfinite(dsm) if chm is None else numpy.isfinite(dsm) & numpy.isfinite(chm)
+    return Batch(dsm, mask, threshold, valid, chm)
 
 
 def as_images(name: str, images: Any) -> Any:
@@ -86,23 +92,24 @@ def fill_up(batch: Batch, batch_size: int) -> Batch:
             f"a batch of {size} samples after one of {batch_size}: the first must be the largest"
         )
     if size == batch_size:
-        return Batch(batch.dsm, batch.mask, batch.threshold, valid)
+        return Batch(batch.dsm, batch.mask, batch.threshold, valid, batch.chm)
     slots = np.arange(batch_size)
     real = (slots < size)[:, None, None, None]
     dsm, mask, threshold, valid = (x[slots % size] for x in (batch.dsm, batch.mask, batch.threshold, valid))
     unknown = np.float32(np.nan)
     dsm = jnp.where(real, dsm, unknown) if isinstance(dsm, jax.Array) else np.where(real, dsm, unknown)
-    return Batch(dsm, mask, threshold, valid & real)
+    return Batch(dsm, mask, threshold, valid & real, None if batch.chm is None else batch.chm[slots % size])
 
 
 def _parts(item: Any) -> dict[str, Any]:
-    names = ("dsm", "mask", "threshold", "valid")
+    names = ("dsm", "mask", "threshold", "valid", "chm")
     if isinstance(item, Batch):
         return {name: getattr(item, name) for name in names}
     if isinstance(item, Mapping):
-        missing, unknown = {"dsm", "mask"} - item.keys(), item.keys() - set(names)
-        if missing or unknown:
-            raise ValueError(f"a batch with keys {sorted(item)}: must be dsm, mask, threshold[, valid]")
+        if "dsm" not in item or not {"mask", "chm"} & item.keys() or item.keys() - set(names):
+            raise ValueError(
+                f"a batch with keys {sorted(item)}: must be dsm, mask (or chm), threshold[, valid]"
+            )
         return dict(item)
     if isinstance(item, tuple | list) and 2 <= len(item) <= 4:
         return dict(zip(names, item, strict=False))

@@ -128,4 +128,5 @@ def _label(
         mask=(chm < threshold[:, None, None, None]).astype(jnp.float32),
         threshold=threshold,
         valid=jnp.isfinite(dsm) & jnp.isfinite(chm),
+        chm=chm,
     )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import UInt8
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,3 +21,16 @@ def hide_ticks(axes: np.ndarray) -> None:
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
+
+
+def render(figure: "Figure") -> UInt8[np.ndarray, "height width 3"]:
+    """The figure as an RGB image.
+
+    >>> render(new_figure(2.0, 1.0)).shape
+    (100, 200, 3)
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.tiles import Places
 from forestgaps_jax.inference.baseline import opening_baseline
-from forestgaps_jax.metrics import summarize_rows
+from forestgaps_jax.metrics import GapScores, merge_metrics, summarize_rows
 from forestgaps_jax.types import Site
 
 COLUMNS = ("iou", "f1", "precision", "recall")
@@ -28,27 +28,40 @@ def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> di
         config: ``tile_size`` and ``thresholds``.
 
     Returns:
-        ``{"grey_opening": metrics, "all_gap": metrics}``, metrics as `evaluate` gives them, without a loss.
+        ``{"grey_opening": metrics, "all_gap": metrics}``, metrics as `evaluate` gives them, without what
+        needs probabilities: loss and precision-recall curves.
     """
     height = {
         index: opening_baseline(sites[index].dsm, sites[index].grid.resolution)
         for index in np.unique(places[:, 0])
     }
     valid = {index: sites[index].valid for index in height}
-    rows = {"grey_opening": [], "all_gap": []}
-    for threshold in config.thresholds:
-        opening, everything = np.zeros(4, np.int64), np.zeros(4, np.int64)
+    tallies = {name: _Tally(config) for name in ("grey_opening", "all_gap")}
+    for group, threshold in enumerate(config.thresholds):
         for index, row, column in places:
             window = np.s_[row : row + config.tile_size, column : column + config.tile_size]
             truth, known = sites[index].chm[window] < threshold, valid[index][window]
-            opening += _confusion(height[index][window] < threshold, truth, known)
-            everything += _confusion(np.ones_like(truth), truth, known)
-        rows["grey_opening"].append(opening)
-        rows["all_gap"].append(everything)
-    samples = np.full(len(config.thresholds), len(places))
-    return {
-        name: summarize_rows(np.stack(counts), config.thresholds, samples) for name, counts in rows.items()
-    }
+            tallies["grey_opening"].add(height[index][window] < threshold, truth, known, group)
+            tallies["all_gap"].add(np.ones_like(truth), truth, known, group)
+    return {name: tally.metrics(len(places)) for name, tally in tallies.items()}
+
+
+class _Tally:
+    """What a predictor's decisions add up to over tiles."""
+
+    def __init__(self, config: Config):
+        self.thresholds = config.thresholds
+        self.rows = np.zeros((len(config.thresholds), 4), np.int64)
+        self.gaps = GapScores(config.boundary_tolerance) if config.gap_scores else None
+
+    def add(self, predicted: np.ndarray, truth: np.ndarray, known: np.ndarray, group: int) -> None:
+        self.rows[group] += _confusion(predicted, truth, known)
+        if self.gaps is not None:
+            self.gaps.update(predicted[None], truth[None], known[None], np.array([group]))
+
+    def metrics(self, tiles: int) -> dict[str, Any]:
+        metrics = summarize_rows(self.rows, self.thresholds, np.full(len(self.thresholds), tiles))
+        return merge_metrics(metrics, self.gaps.compute(self.thresholds) if self.gaps else {})
 
 
 def mean_iou_over_thresholds(metrics: Mapping[str, Any]) -> float:
@@ -77,6 +90,11 @@ def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append("".join(cells))
     means = [f" {mean_iou_over_thresholds(metrics):7.3f}{'':{width - 6}}" for metrics in scores.values()]
     lines.append("".join([" mean IoU       ", *means]).rstrip())
+    for label, name in (("outline F1", "boundary_f1"), ("object F1", "object_f1")):
+        values = [metrics.get(name) for metrics in scores.values()]
+        if None not in values:
+            cells = [f" {value:7.3f}{'':{width - 6}}" for value in values]
+            lines.append("".join([f" {label:<15}", *cells]).rstrip())
     return "\n".join(lines)
 
 

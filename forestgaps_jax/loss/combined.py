@@ -1,13 +1,17 @@
-"""Focal and Dice loss together, and the losses as configured callables."""
+"""Cross-entropy, focal and Dice loss together, in fixed shares."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from jaxtyping import Array, Bool, Float, Num
 
-from forestgaps_jax.loss.dice import dice_loss
-from forestgaps_jax.loss.focal import bce_loss, focal_loss
+from forestgaps_jax.loss.base import GapLoss
+from forestgaps_jax.loss.dice import DiceLoss, dice_loss
+from forestgaps_jax.loss.focal import BCELoss, FocalLoss, bce_loss, focal_loss
+from forestgaps_jax.loss.weighted import Threshold, ThresholdWeightedLoss, weight_table
+
+__all__ = ["BCELoss", "CombinedFocalDiceLoss", "ComboLoss", "DiceLoss", "FocalLoss", "focal_dice_loss"]
 
 
 def focal_dice_loss(
@@ -21,6 +25,7 @@ def focal_dice_loss(
     reduction: Literal["batch", "image"] = "batch",
     valid: Bool[Array, "batch ..."] | None = None,
     sample_weight: Float[Array, " batch"] | None = None,
+    from_logits: bool = True,
 ) -> Float[Array, ""]:
     """``alpha * focal_loss + (1 - alpha) * dice_loss``.
 
@@ -34,76 +39,41 @@ def focal_dice_loss(
         reduction: Dice over the ``"batch"`` or per ``"image"``.
         valid: pixels that count; None for all.
         sample_weight: factor on each sample's terms in both parts.
+        from_logits: False where ``logits`` are probabilities, see `logits_from_probabilities`.
 
     Returns:
         A float32 scalar; 0 with zero gradient where no pixel is valid.
 
     Raises:
-        ValueError: shapes differ, or an unknown reduction.
+        ValueError: shapes differ, an unknown reduction, or a probability outside [0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> focal_dice_loss(jnp.zeros((1, 4)), jnp.asarray([[1, 1, 0, 0]]), alpha=0.0).round(4).item()
+    0.5
     """
-    focal = focal_loss(
-        logits, targets, alpha=focal_alpha, gamma=gamma, valid=valid, sample_weight=sample_weight
-    )
-    dice = dice_loss(
-        logits, targets, smooth=smooth, reduction=reduction, valid=valid, sample_weight=sample_weight
-    )
+    pixels = {"valid": valid, "sample_weight": sample_weight, "from_logits": from_logits}
+    focal = focal_loss(logits, targets, alpha=focal_alpha, gamma=gamma, **pixels)
+    dice = dice_loss(logits, targets, smooth=smooth, reduction=reduction, **pixels)
     return alpha * focal + (1.0 - alpha) * dice
 
 
-Loss = Callable[..., Float[Array, ""]]
-"""A loss with its settings fixed: ``loss(logits, targets, *, valid=None, sample_weight=None)``, a scalar.
-Those below are hashable, so that a compiled function can take them as static."""
-
-
 @dataclass(frozen=True)
-class FocalLoss:
-    """`focal_loss` with its settings fixed."""
+class CombinedFocalDiceLoss(GapLoss):
+    """`focal_dice_loss` with its settings fixed, and perhaps with threshold weights.
 
-    alpha: float | None = 0.25
-    gamma: float = 2.0
-
-    def __call__(self, logits, targets, *, valid=None, sample_weight=None):
-        """The loss of a batch, a scalar."""
-        return focal_loss(
-            logits, targets, alpha=self.alpha, gamma=self.gamma, valid=valid, sample_weight=sample_weight
-        )
-
-
-@dataclass(frozen=True)
-class DiceLoss:
-    """`dice_loss` with its settings fixed."""
-
-    smooth: float = 1e-6
-    reduction: Literal["batch", "image"] = "batch"
-
-    def __call__(self, logits, targets, *, valid=None, sample_weight=None):
-        """The loss of a batch, a scalar."""
-        return dice_loss(
-            logits,
-            targets,
-            smooth=self.smooth,
-            reduction=self.reduction,
-            valid=valid,
-            sample_weight=sample_weight,
-        )
-
-
-@dataclass(frozen=True)
-class BCELoss:
-    """`bce_loss` as an object beside the others."""
-
-    def __call__(self, logits, targets, *, valid=None, sample_weight=None):
-        """The loss of a batch, a scalar."""
-        return bce_loss(logits, targets, valid=valid, sample_weight=sample_weight)
-
-
-@dataclass(frozen=True)
-class CombinedFocalDiceLoss:
-    """`focal_dice_loss` with its settings fixed.
+    Attributes:
+        alpha: share of the focal loss.
+        gamma: focusing exponent of the focal loss.
+        focal_alpha: weight of gap pixels inside the focal loss.
+        smooth: pixels added to both sides of the Dice ratio.
+        reduction: Dice over the ``"batch"`` or per ``"image"``.
+        threshold_weights: weight at each height threshold (m), see `ThresholdWeightedLoss`: a mapping or
+            pairs, kept as pairs. None: all weigh the same.
 
     >>> import jax.numpy as jnp
-    >>> loss = CombinedFocalDiceLoss(alpha=0.5, gamma=2.0)
-    >>> loss(jnp.full((1, 2, 2, 1), 9.0), jnp.ones((1, 2, 2, 1))).item() < 1e-4
+    >>> logits, targets = jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))
+    >>> plain, weighted = CombinedFocalDiceLoss(), CombinedFocalDiceLoss(threshold_weights={5: 0.0, 10: 1.0})
+    >>> bool(weighted(logits, targets, threshold=10.0) == plain(logits, targets))
     True
     """
 
@@ -112,9 +82,47 @@ class CombinedFocalDiceLoss:
     focal_alpha: float | None = 0.5
     smooth: float = 1e-6
     reduction: Literal["batch", "image"] = "batch"
+    threshold_weights: Mapping[float, float] | Sequence[tuple[float, float]] | None = None
 
-    def __call__(self, logits, targets, *, valid=None, sample_weight=None):
-        """The loss of a batch, a scalar."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold_weights is not None:
+            given = self.threshold_weights
+            pairs = tuple(given.items() if isinstance(given, Mapping) else given)
+            table = weight_table([height for height, _ in pairs], [weight for _, weight in pairs])
+            object.__setattr__(self, "threshold_weights", tuple(zip(*table, strict=True)))
+
+    @property
+    def needs_threshold(self) -> bool:  # type: ignore[override]
+        """Whether the loss has threshold weights, and so is called with ``threshold=``."""
+        return self.threshold_weights is not None
+
+    def __call__(
+        self,
+        logits: Float[Array, "batch ..."],
+        targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
+        *,
+        threshold: Threshold | None = None,
+        valid: Bool[Array, "batch ..."] | None = None,
+        sample_weight: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, ""]:
+        """The loss of a batch; arguments are those of `ThresholdWeightedLoss`.
+
+        Raises:
+            ValueError: shapes differ, or there are threshold weights but no ``threshold``.
+        """
+        pixels = {"valid": valid, "sample_weight": sample_weight}
+        if self.threshold_weights is None:
+            return super().__call__(logits, targets, **pixels)
+        if threshold is None:
+            raise ValueError("the loss has threshold_weights: call it with threshold=, one for each sample")
+        thresholds, weights = zip(*self.threshold_weights, strict=True)
+        plain = replace(self, threshold_weights=None)
+        return ThresholdWeightedLoss(plain, thresholds, weights)(
+            logits, targets, threshold=threshold, **pixels
+        )
+
+    def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return focal_dice_loss(
             logits,
             targets,
@@ -123,6 +131,42 @@ class CombinedFocalDiceLoss:
             focal_alpha=self.focal_alpha,
             smooth=self.smooth,
             reduction=self.reduction,
-            valid=valid,
-            sample_weight=sample_weight,
+            **pixels,
+        )
+
+
+@dataclass(frozen=True)
+class ComboLoss(GapLoss):
+    """Cross-entropy, Dice and focal loss in fixed shares.
+
+    Attributes:
+        weights: factors of BCE, Dice and focal loss, 0 or more.
+        focal_alpha: weight of gap pixels inside the focal loss.
+        gamma: focusing exponent of the focal loss.
+        smooth: pixels added to both sides of the Dice ratio.
+        reduction: Dice over the ``"batch"`` or per ``"image"``.
+
+    >>> import jax.numpy as jnp
+    >>> ComboLoss(weights=(0.0, 1.0, 0.0))(jnp.zeros((1, 4)), jnp.asarray([[1, 1, 0, 0]])).round(4).item()
+    0.5
+    """
+
+    weights: Sequence[float] = (0.5, 0.3, 0.2)
+    focal_alpha: float | None = 0.25
+    gamma: float = 2.0
+    smooth: float = 1e-6
+    reduction: Literal["batch", "image"] = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "weights", tuple(self.weights))
+        if len(self.weights) != 3 or not all(weight >= 0 for weight in self.weights):
+            raise ValueError(f"weights = {self.weights}: must be three of 0 or more, for BCE, Dice and focal")
+
+    def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
+        bce, dice, focal = self.weights
+        return (
+            bce * bce_loss(logits, targets, **pixels)
+            + dice * dice_loss(logits, targets, smooth=self.smooth, reduction=self.reduction, **pixels)
+            + focal * focal_loss(logits, targets, alpha=self.focal_alpha, gamma=self.gamma, **pixels)
         )

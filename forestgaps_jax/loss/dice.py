@@ -1,12 +1,15 @@
 """Dice loss."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from forestgaps_jax.loss.reduction import mask_invalid, weight_samples
+from forestgaps_jax.loss.base import GapLoss
+from forestgaps_jax.loss.inputs import mask_invalid
+from forestgaps_jax.loss.reduction import weight_samples
 
 
 def dice_loss(
@@ -17,6 +20,7 @@ def dice_loss(
     reduction: Literal["batch", "image"] = "batch",
     valid: Bool[Array, "batch ..."] | None = None,
     sample_weight: Float[Array, " batch"] | None = None,
+    from_logits: bool = True,
 ) -> Float[Array, ""]:
     r"""One minus the soft Dice overlap of predicted and true gap.
 
@@ -27,16 +31,19 @@ def dice_loss(
         targets: 1 for gap, 0 for not; of the same shape.
         smooth: ``s``, pixels added above and below: an empty target met by an empty prediction costs 0.
         reduction: ``"batch"`` sums over all pixels of the batch, so that a tile without gaps does not
-            jump between 0 and 1; ``"image"`` takes each sample's own Dice and averages them over the samples
-            that have a valid pixel.
+            jump between 0 and 1, and that it does not matter which tile of the batch a pixel lies in;
+            ``"image"`` takes each sample's own Dice and averages them over the samples that have a valid
+            pixel. The mean of several batches' losses is that of their union only per image, and with
+            equally many such samples in each.
         valid: pixels that count; None for all.
         sample_weight: factor on each sample's sums (``"batch"``) or on its loss (``"image"``).
+        from_logits: False where ``logits`` are probabilities, see `logits_from_probabilities`.
 
     Returns:
         A float32 scalar; 0 with zero gradient where no pixel is valid.
 
     Raises:
-        ValueError: shapes differ, or an unknown reduction.
+        ValueError: shapes differ, an unknown reduction, or a probability outside [0, 1].
 
     Source: Milletari et al. 2016, V-Net, arXiv:1606.04797, with plain sums below as in forestgaps.
 
@@ -45,7 +52,7 @@ def dice_loss(
     """
     if reduction not in ("batch", "image"):
         raise ValueError(f"reduction = {reduction!r}: must be 'batch' or 'image'")
-    logits, targets, pixels = mask_invalid(logits, targets, valid)
+    logits, targets, pixels = mask_invalid(logits, targets, valid, from_logits=from_logits)
     probabilities = jax.nn.sigmoid(logits) * pixels
     both = _sum_per_sample(probabilities * targets)
     either = _sum_per_sample(probabilities + targets)
@@ -54,6 +61,17 @@ def dice_loss(
         return _one_minus_overlap(both, either, smooth)
     losses = weight_samples(_one_minus_overlap(both, either, smooth), sample_weight)
     return jnp.sum(losses) / jnp.maximum(jnp.sum(_sum_per_sample(pixels) > 0), 1)
+
+
+@dataclass(frozen=True)
+class DiceLoss(GapLoss):
+    """`dice_loss` with its settings fixed."""
+
+    smooth: float = 1e-6
+    reduction: Literal["batch", "image"] = "batch"
+
+    def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
+        return dice_loss(logits, targets, smooth=self.smooth, reduction=self.reduction, **pixels)
 
 
 def _one_minus_overlap(

@@ -1,10 +1,15 @@
 """Focal loss, and the cross-entropy that it grows from."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from forestgaps_jax.loss.reduction import mask_invalid, mean_over_valid
+from forestgaps_jax.loss.base import GapLoss
+from forestgaps_jax.loss.inputs import mask_invalid
+from forestgaps_jax.loss.reduction import mean_over_valid
 
 
 def focal_loss(
@@ -15,6 +20,7 @@ def focal_loss(
     gamma: float = 2.0,
     valid: Bool[Array, "batch ..."] | None = None,
     sample_weight: Float[Array, " batch"] | None = None,
+    from_logits: bool = True,
 ) -> Float[Array, ""]:
     r"""Cross-entropy that turns to hard pixels, averaged over the valid pixels.
 
@@ -30,19 +36,20 @@ def focal_loss(
         gamma: focusing exponent; 0 gives the weighted cross-entropy.
         valid: pixels that count; None for all.
         sample_weight: factor on each sample's terms.
+        from_logits: False where ``logits`` are probabilities, see `logits_from_probabilities`.
 
     Returns:
         A float32 scalar; 0 with zero gradient where no pixel is valid.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes differ, or a probability lies outside [0, 1].
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002.
 
     >>> round(focal_loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1)), alpha=0.5).item(), 4)  # ln 2 / 8
     0.0866
     """
-    logits, targets, pixels = mask_invalid(logits, targets, valid)
+    logits, targets, pixels = mask_invalid(logits, targets, valid, from_logits=from_logits)
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     weight_gap, weight_rest = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
     gap = -weight_gap * jnp.exp(gamma * log_q) * log_p
@@ -56,6 +63,7 @@ def bce_loss(
     *,
     valid: Bool[Array, "batch ..."] | None = None,
     sample_weight: Float[Array, " batch"] | None = None,
+    from_logits: bool = True,
 ) -> Float[Array, ""]:
     """Binary cross-entropy, averaged over the valid pixels.
 
@@ -65,4 +73,36 @@ def bce_loss(
     >>> round(bce_loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))).item(), 4)  # ln 2
     0.6931
     """
-    return focal_loss(logits, targets, alpha=None, gamma=0.0, valid=valid, sample_weight=sample_weight)
+    return focal_loss(
+        logits,
+        targets,
+        alpha=None,
+        gamma=0.0,
+        valid=valid,
+        sample_weight=sample_weight,
+        from_logits=from_logits,
+    )
+
+
+@dataclass(frozen=True)
+class FocalLoss(GapLoss):
+    """`focal_loss` with its settings fixed.
+
+    >>> loss = FocalLoss(alpha=0.5, label_smoothing=0.1)
+    >>> round(loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))).item(), 4)  # ln 2 / 8
+    0.0866
+    """
+
+    alpha: float | None = 0.25
+    gamma: float = 2.0
+
+    def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
+        return focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma, **pixels)
+
+
+@dataclass(frozen=True)
+class BCELoss(GapLoss):
+    """`bce_loss` with its settings fixed."""
+
+    def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
+        return bce_loss(logits, targets, **pixels)

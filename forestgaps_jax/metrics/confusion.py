@@ -7,22 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, UInt32
+from jaxtyping import Array, Bool, Float, Int, Num
 
+from forestgaps_jax.metrics.counter import ExactCounter, check_countable
 from forestgaps_jax.types import pytree_dataclass
 
 CELLS = ("tp", "fp", "fn", "tn")
 """Order of the four counts; gap is the positive class."""
-
-_LARGEST_UPDATE = 2**32
 
 
 @pytree_dataclass
 class ConfusionCounts:
     """Pixels by prediction and truth, in ``groups`` rows (one a height threshold).
 
-    A pytree of unsigned 64-bit counts, each held as two 32-bit halves: jax has no 64-bit integers by
-    default, float32 loses pixels past 2^24 and int32 past 2^31.
+    A pytree of exact counts that one adds to inside a compiled step.
 
     >>> counts = ConfusionCounts.zeros(1)
     >>> predicted = jnp.array([[True, True, False, False]])
@@ -31,24 +29,17 @@ class ConfusionCounts:
     array([[1, 1, 1, 1]])
 
     Attributes:
-        low: lower halves of tp, fp, fn, tn.
-        high: upper halves.
+        cells: tp, fp, fn, tn of each row.
         samples: tiles that had a pixel to count.
     """
 
-    low: UInt32[Array, "groups 4"]
-    high: UInt32[Array, "groups 4"]
+    cells: ExactCounter
     samples: Int[Array, " groups"]
 
     @staticmethod
     def zeros(groups: int) -> "ConfusionCounts":
         """Nothing counted yet."""
-        # Three buffers: donated arrays must not share one.
-        return ConfusionCounts(
-            jnp.zeros((groups, 4), jnp.uint32),
-            jnp.zeros((groups, 4), jnp.uint32),
-            jnp.zeros(groups, jnp.int32),
-        )
+        return ConfusionCounts(ExactCounter.zeros(groups, len(CELLS)), jnp.zeros(groups, jnp.int32))
 
     def update(
         self,
@@ -70,7 +61,12 @@ class ConfusionCounts:
             TypeError: predictions are not boolean (``logits > 0`` or ``probabilities > 0.5`` are).
             ValueError: shapes differ, or the batch has 2^32 pixels or more.
         """
-        _check(predictions, targets, valid)
+        if predictions.dtype != jnp.bool_:
+            raise TypeError(
+                f"predictions are {predictions.dtype}: must be bool, such as logits > 0 or "
+                "probabilities > 0.5"
+            )
+        check_countable("predictions", predictions, targets=targets, valid=valid)
         if group is None:
             group = jnp.zeros(predictions.shape[0], jnp.int32)
         truth = targets.astype(bool)
@@ -78,21 +74,18 @@ class ConfusionCounts:
         cells = (predictions & truth, predictions & ~truth, ~predictions & truth, ~predictions & ~truth)
         pixels = tuple(range(1, truth.ndim))
         each = jnp.stack([jnp.sum(c & counted, axis=pixels, dtype=jnp.uint32) for c in cells], axis=1)
-        groups = self.low.shape[0]
+        groups = self.samples.shape[0]
         rows = jax.ops.segment_sum(each, group, num_segments=groups)
         samples = jax.ops.segment_sum(jnp.any(counted, axis=pixels).astype(jnp.int32), group, groups)
-        return self.merge(ConfusionCounts(rows, jnp.zeros_like(rows), samples))
+        return ConfusionCounts(self.cells.add(rows), self.samples + samples)
 
     def merge(self, other: "ConfusionCounts") -> "ConfusionCounts":
         """Add the counts of another, row by row."""
-        low = self.low + other.low
-        carry = (low < self.low).astype(jnp.uint32)
-        return ConfusionCounts(low, self.high + other.high + carry, self.samples + other.samples)
+        return ConfusionCounts(self.cells.merge(other.cells), self.samples + other.samples)
 
     def to_numpy(self) -> Int[np.ndarray, "groups 4"]:
         """The counts as int64; waits for the device."""
-        high, low = np.asarray(self.high, np.int64), np.asarray(self.low, np.int64)
-        return (high << 32) + low
+        return self.cells.to_numpy()
 
 
 def threshold_index(threshold: Float[Array, " batch"], thresholds: Sequence[float]) -> Int[Array, " batch"]:
@@ -165,15 +158,3 @@ def _ratio(above: float, below: float) -> float:
 
 def _f_score(beta: float, tp: int, fp: int, fn: int) -> float:
     return _ratio((1 + beta**2) * tp, (1 + beta**2) * tp + beta**2 * fn + fp)
-
-
-def _check(predictions: Array, targets: Array, valid: Array | None) -> None:
-    if predictions.dtype != jnp.bool_:
-        raise TypeError(
-            f"predictions are {predictions.dtype}: must be bool, such as logits > 0 or probabilities > 0.5"
-        )
-    for name, array in (("targets", targets), ("valid", valid)):
-        if array is not None and array.shape != predictions.shape:
-            raise ValueError(f"{name} have shape {array.shape}, predictions {predictions.shape}")
-    if predictions.size >= _LARGEST_UPDATE:
-        raise ValueError(f"a batch of {predictions.size} pixels: must be below 2^32; give smaller batches")

@@ -1,19 +1,17 @@
-"""Parts of a U-Net."""
+"""Blocks of two convolutions with a residual branch."""
 
-from functools import partial
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from forestgaps_jax.models.drop_path import drop_path
+from forestgaps_jax.models.attention import CBAM
+from forestgaps_jax.models.drop_path import DropPath, Rate
 from forestgaps_jax.models.film import Modulation
-from forestgaps_jax.models.initializers import he_normal
-from forestgaps_jax.models.norm import Norm
-
-conv = partial(nnx.Conv, kernel_init=he_normal)
+from forestgaps_jax.models.layers import Layers
 
 
 class ConvBlock(nnx.Module):
@@ -25,57 +23,87 @@ class ConvBlock(nnx.Module):
     Args:
         channels_in: channels of the input.
         channels: channels of the output.
-        norm: kind of `Norm`.
-        drop_path_rate: chance that a sample skips the branch in training.
-        rngs: the ``params`` stream initialises the weights.
+        layers: makes the layers.
+        share: of the deepest block's rate of stochastic depth.
+        cbam: weigh the branch by `CBAM`.
+        entry: the input are heights: see them in float32, since bfloat16 would round them to decimetres.
+        dilation: pixels between the kernels' taps.
     """
 
     def __init__(
         self,
         channels_in: int,
         channels: int,
+        layers: Layers,
         *,
-        norm: Literal["batch", "group"],
-        drop_path_rate: float,
-        rngs: nnx.Rngs,
+        share: float = 1.0,
+        cbam: bool = False,
+        entry: bool = False,
+        dilation: int = 1,
     ):
-        self.drop_path_rate = drop_path_rate
-        self.conv1 = conv(channels_in, channels, (3, 3), use_bias=False, rngs=rngs)
-        self.norm1 = Norm(channels, norm, rngs=rngs)
-        self.conv2 = conv(channels, channels, (3, 3), use_bias=False, rngs=rngs)
-        self.norm2 = Norm(channels, norm, rngs=rngs)
+        first = {"dtype": jnp.float32} if entry else {}
+        self.conv1 = layers.conv(channels_in, channels, 3, dilation=dilation, **first)
+        self.norm1 = layers.normalize(channels)
+        self.conv2 = layers.conv(channels, channels, 3, dilation=dilation)
+        self.norm2 = layers.normalize(channels)
+        self.cbam = CBAM(channels, layers) if cbam else None
+        self.drop_path = DropPath(share)
 
     def __call__(
         self,
         x: Float[Array, "batch height width channels_in"],
         known: Bool[Array, "batch height width 1"],
-        steer1: Modulation | None,
-        steer2: Modulation | None,
+        steer: Sequence[Modulation | None] = (None, None),
         rngs: nnx.Rngs | None = None,
         train: bool = False,
+        drop_path_rate: Rate = 0.0,
     ) -> Float[Array, "batch height width channels"]:
-        """Apply the block; ``steer1`` and ``steer2`` modulate the two convolutions, if given."""
-        x = jax.nn.relu(self.norm1(self.conv1(x), known, steer1, train))
-        branch = jax.nn.relu(self.norm2(self.conv2(x), known, steer2, train))
-        return x + (drop_path(branch, self.drop_path_rate, rngs) if train else branch)
+        """Apply the block; ``steer`` modulates the two convolutions."""
+        x = jax.nn.relu(self.norm1(self.conv1(x, train), known, steer[0], train))
+        branch = jax.nn.relu(self.norm2(self.conv2(x, train), known, steer[1], train))
+        if self.cbam is not None:
+            branch = self.cbam(branch, known, train)
+        return x + self.drop_path(branch, drop_path_rate, rngs, train)
 
 
-def halve(x: Array) -> Array:
-    """Maximum of each 2x2 square of ``[batch, height, width, channels]``, booleans too."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+class ResidualBlock(ConvBlock):
+    """A basic block: both convolutions are the residual branch, which a projection is added to.
 
+    The projection is a normalised 1x1 convolution where channels change, else the input itself.
 
-def double(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height2 width2 channels"]:
-    """Bilinear doubling of height and width, the same as ``jax.image.resize``.
+    Args:
+        channels_in: channels of the input.
+        channels: channels of the output.
+        layers: makes the layers.
+        entry: as in `ConvBlock`.
+        options: further arguments of `ConvBlock`.
 
-    Each new row lies a quarter of a pixel from an old one, so it is 3/4 of that and 1/4 of the next.
+    Source: He et al. 2016, Deep Residual Learning, arXiv:1512.03385.
     """
-    for axis in (1, 2):
-        size = x.shape[axis]
-        first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, size - 1))
-        before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
-        after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
-        pair = jnp.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1)
-        x = pair.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
-    return x
+
+    def __init__(
+        self, channels_in: int, channels: int, layers: Layers, *, entry: bool = False, **options: Any
+    ):
+        super().__init__(channels_in, channels, layers, entry=entry, **options)
+        project = channels_in != channels
+        first = {"dtype": jnp.float32} if entry else {}
+        self.project = layers.conv(channels_in, channels, 1, **first) if project else None
+        self.norm = layers.normalize(channels) if project else None
+
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels_in"],
+        known: Bool[Array, "batch height width 1"],
+        steer: Sequence[Modulation | None] = (None, None),
+        rngs: nnx.Rngs | None = None,
+        train: bool = False,
+        drop_path_rate: Rate = 0.0,
+    ) -> Float[Array, "batch height width channels"]:
+        """Apply the block; ``steer`` modulates the two convolutions."""
+        branch = jax.nn.relu(self.norm1(self.conv1(x, train), known, steer[0], train))
+        branch = self.norm2(self.conv2(branch, train), known, steer[1], train)
+        if self.cbam is not None:
+            branch = self.cbam(branch, known, train)
+        if self.project is not None and self.norm is not None:
+            x = self.norm(self.project(x, train), known, None, train)
+        return jax.nn.relu(x + self.drop_path(branch, drop_path_rate, rngs, train))

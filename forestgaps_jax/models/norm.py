@@ -1,6 +1,6 @@
 """Normalisation over the pixels whose surface is known, with the modulation folded in."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,43 @@ from jaxtyping import Array, Bool, Float
 
 from forestgaps_jax.models.film import Modulation
 
+BATCH_OF_BATCH_NORM = 16
+"""Samples from which adaptive normalisation trusts the statistics of a batch."""
+
+
+def choose_norm(kind: str, batch_size: int | None = None) -> Literal["batch", "group"]:
+    """The normalisation that ``kind`` asks for: chosen once, before training.
+
+    Args:
+        kind: ``"batch"``, ``"group"``, or ``"adaptive"``: BatchNorm for batches of 16 samples or more,
+            else GroupNorm. The statistics of few samples are noise: Wu and He 2018, figure 1.
+        batch_size: samples that share a training step's statistics; only ``"adaptive"`` needs it.
+
+    Raises:
+        ValueError: another kind, or an adaptive one without a batch size.
+
+    >>> choose_norm("adaptive", batch_size=8), choose_norm("adaptive", batch_size=16)
+    ('group', 'batch')
+    """
+    if kind not in ("batch", "group", "adaptive"):
+        raise ValueError(f"norm = {kind!r}: must be 'batch', 'group' or 'adaptive'")
+    if kind != "adaptive":
+        return kind
+    if batch_size is None or batch_size < 1:
+        raise ValueError(f"norm = 'adaptive' with batch_size = {batch_size}: must be 1 or more")
+    return "batch" if batch_size >= BATCH_OF_BATCH_NORM else "group"
+
 
 class Norm(nnx.Module):
     """BatchNorm or GroupNorm of ``[batch, height, width, channels]`` that leaves unknown pixels out.
 
     Statistics, affine weights and an optional `FiLM` modulation are one factor and one summand per sample
-    and channel, applied in a single pass over the features.
+    and channel, applied in a single pass over the features. They are float32, whatever the features are.
 
     Attributes:
         kind: ``"batch"`` keeps running statistics for inference; ``"group"`` has none.
         groups: the largest divisor of the channels up to 8.
+        dtype: of what comes out.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167; Wu and He 2018, arXiv:1803.08494.
     """
@@ -30,11 +57,10 @@ class Norm(nnx.Module):
         *,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if kind not in ("batch", "group"):
-            raise ValueError(f"norm = {kind!r}: must be 'batch' or 'group'")
-        self.kind, self.momentum, self.epsilon = kind, momentum, epsilon
+        self.kind, self.momentum, self.epsilon, self.dtype = kind, momentum, epsilon, dtype
         self.groups = max(g for g in range(1, 9) if channels % g == 0)
         self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (channels,)))
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (channels,)))
@@ -53,13 +79,14 @@ class Norm(nnx.Module):
 
         In training the statistics are the batch's, and move the running ones.
         """
+        x = x.astype(jnp.float32)
         mean, var = self._batch_statistics(x, known, train) if self.kind == "batch" else self._group(x, known)
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
         summand = self.bias[...] - mean * factor
         if modulation is not None:
             gain, shift = modulation
             factor, summand = factor * gain, summand * gain + shift
-        return jnp.where(known, x * factor + summand, 0.0)
+        return jnp.where(known, x * factor + summand, 0.0).astype(self.dtype)
 
     def _batch_statistics(self, x: Array, known: Array, train: bool) -> tuple[Array, Array]:
         if not train:
@@ -82,6 +109,24 @@ class Norm(nnx.Module):
         """Give all channels of a group the mean of their moments ``[batch, 1, 1, channels]``."""
         grouped = moment.reshape(*moment.shape[:-1], self.groups, -1)
         return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(moment.shape)
+
+
+class AdaptiveNorm(Norm):
+    """A `Norm` whose kind follows from the batch size of the training, by `choose_norm`.
+
+    A smaller last batch or evaluation changes nothing: the choice is made here, for good.
+
+    Args:
+        channels: of the features.
+        batch_size: samples that share a training step's statistics.
+        options: further arguments of `Norm`.
+
+    >>> AdaptiveNorm(12, batch_size=4, rngs=nnx.Rngs(0)).kind
+    'group'
+    """
+
+    def __init__(self, channels: int, batch_size: int | None, **options: Any):
+        super().__init__(channels, choose_norm("adaptive", batch_size), **options)
 
 
 def _moments(x: Array, known: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:

@@ -8,17 +8,27 @@ from typing import Any
 from flax import nnx
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.models.unet import UNet
+from forestgaps_jax.models.deeplab import DeepLabV3Plus
+from forestgaps_jax.models.unet import RegressionUNet, UNet
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "unet": partial(UNet, film=False),
     "unet_film": partial(UNet, film=True),
+    "unet_residual": partial(UNet, film=True, block="residual"),
+    "unet_attention": partial(UNet, film=True, attention=True),
+    "unet_all_features": partial(UNet, film=True, block="residual", cbam=True),
+    "unet_regression": RegressionUNet,
+    "deeplabv3_plus": partial(DeepLabV3Plus, film=False),
+    "deeplabv3_plus_film": partial(DeepLabV3Plus, film=True),
 }
 """What `create_model` can make; add an entry to make more."""
 
+REGRESSION_LOSSES = ("mse", "mae", "huber", "combined_regression")
+"""Values of ``loss_type`` that compare heights, which only unet_regression predicts."""
+
 
 def create_model(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
-    """Make a network: ``model(dsm, threshold, rngs=None, train=False) -> logits``.
+    """Make a network: ``model(dsm, threshold=None, rngs=None, train=False, drop_path_rate=None) -> logits``.
 
     Args:
         name: a key of `MODELS`.
@@ -39,14 +49,27 @@ def create_model(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
 
 
 def create_model_from_config(config: Config) -> nnx.Module:
-    """The network that ``config`` describes, initialised from ``config.seed``."""
+    """The network that ``config`` describes, initialised from ``config.seed``.
+
+    Raises:
+        ValueError: no network of this name, or one that predicts no heights for a loss on heights.
+    """
+    if config.loss_type in REGRESSION_LOSSES and config.model_name != "unet_regression":
+        raise ValueError(
+            f"loss_type = {config.loss_type!r} compares canopy heights, which model_name = "
+            f"{config.model_name!r} does not predict: choose model_name = 'unet_regression' or another loss"
+        )
     return create_model(
         config.model_name,
         rngs=nnx.Rngs(config.seed),
         features=config.features,
         depth=config.depth,
         norm=config.norm,
+        batch_size=config.batch_size,
         dropout=config.dropout,
         drop_path_rate=config.droppath_final_prob if config.use_droppath else 0.0,
         height_scale=config.height_scale,
+        precision=config.precision,
+        remat=config.remat,
+        spectral_norm=config.spectral_norm,
     )

@@ -1,32 +1,41 @@
-"""U-Nets from a surface tile to gap logits, steered by the height threshold or not."""
+"""U-Nets from a surface tile to gap logits, or to canopy heights."""
 
-from itertools import repeat
-from typing import Literal
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from forestgaps_jax.models.blocks import ConvBlock, conv, double, halve
-from forestgaps_jax.models.film import FiLM, ThresholdEmbedding
-from forestgaps_jax.models.height import normalize_height
+from forestgaps_jax.models.attention import AttentionGate
+from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
+from forestgaps_jax.models.drop_path import Rate
+from forestgaps_jax.models.layers import Layers
+from forestgaps_jax.models.network import Network
+from forestgaps_jax.models.resize import double, halve
 
-EMBEDDING = 64
-"""Width of the threshold's embedding."""
+BLOCKS = {"plain": ConvBlock, "residual": ResidualBlock}
 
 
-class UNet(nnx.Module):
+class UNet(Network):
     """Encoder and decoder with skip connections; heights go in as metres, logits come out.
 
     Args:
         film: steer every convolution by the threshold (`FiLM`); without, the threshold is ignored.
+        block: ``"plain"`` (`ConvBlock`) or ``"residual"`` (`ResidualBlock`).
+        attention: weigh the skip connections by an `AttentionGate`.
+        cbam: weigh each residual branch by `CBAM`.
         features: channels of the first level, doubled at each level down.
         depth: how often the tile is halved.
-        norm: ``"batch"`` or ``"group"``.
+        norm: ``"batch"``, ``"group"``, or ``"adaptive"``: `choose_norm` by ``batch_size``.
+        batch_size: of the training, for adaptive normalisation.
         dropout: share of the bottom's features dropped in training.
         drop_path_rate: chance in training to skip the residual branch of the bottom block; a block at
             level ``i`` of ``depth + 1`` has ``(i + 1) / (depth + 1)`` of it.
         height_scale: metres that count as 1.
+        precision: ``"float32"``, or ``"bfloat16"`` for all convolutions but the first, which sees heights,
+            and the last, which gives logits.
+        remat: compute features again in the backward pass instead of keeping them.
+        spectral_norm: divide each convolution's kernel by its largest singular value.
         rngs: the ``params`` stream initialises the weights; no random state is kept.
 
     Source: Ronneberger et al. 2015, U-Net, arXiv:1505.04597.
@@ -36,37 +45,48 @@ class UNet(nnx.Module):
         self,
         *,
         film: bool,
+        block: str = "plain",
+        attention: bool = False,
+        cbam: bool = False,
         features: int = 32,
         depth: int = 4,
-        norm: Literal["batch", "group"] = "batch",
+        norm: str = "batch",
+        batch_size: int | None = None,
         dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         height_scale: float = 10.0,
+        precision: str = "float32",
+        remat: bool = False,
+        spectral_norm: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.stride, self.height_scale = 2**depth, height_scale
+        if block not in BLOCKS:
+            raise ValueError(f"block = {block!r}: must be one of {', '.join(BLOCKS)}")
+        layers = Layers(rngs, norm, batch_size, precision, spectral_norm)
         channels = [features * 2**level for level in range(depth + 1)]
-
-        def block(channels_in: int, level: int) -> ConvBlock:
-            return ConvBlock(
-                channels_in,
-                channels[level],
-                norm=norm,
-                drop_path_rate=drop_path_rate * (level + 1) / (depth + 1),
-                rngs=rngs,
-            )
-
-        self.encoder = nnx.List([block(([1, *channels])[level], level) for level in range(depth)])
-        self.bottom = block(([1, *channels])[depth], depth)
-        self.dropout = nnx.Dropout(dropout)
-        self.narrow = nnx.List(
-            [conv(channels[level + 1], channels[level], (1, 1), rngs=rngs) for level in range(depth)]
+        super().__init__(
+            layers,
+            stride=2**depth,
+            steered=[c for c in (*channels, *reversed(channels[:-1])) for _ in range(2)] if film else None,
+            dropout=dropout,
+            drop_path_rate=drop_path_rate,
+            height_scale=height_scale,
+            remat=remat,
         )
-        self.decoder = nnx.List([block(2 * channels[level], level) for level in range(depth)])
-        self.head = conv(features, 1, (1, 1), rngs=rngs)
-        steered = [c for c in (*channels, *reversed(channels[:-1])) for _ in range(2)]
-        self.embed = ThresholdEmbedding(EMBEDDING, rngs=rngs) if film else None
-        self.film = FiLM(EMBEDDING, steered, rngs=rngs) if film else None
+
+        def make(channels_in: int, level: int, entry: bool = False) -> ConvBlock:
+            share = (level + 1) / (depth + 1)
+            return BLOCKS[block](channels_in, channels[level], layers, share=share, cbam=cbam, entry=entry)
+
+        *encoder, bottom = (make(([1, *channels])[level], level, level == 0) for level in range(depth + 1))
+        self.encoder, self.bottom = nnx.List(encoder), bottom
+        self.narrow = nnx.List(
+            [layers.conv(channels[i + 1], channels[i], 1, use_bias=True) for i in range(depth)]
+        )
+        gates = [AttentionGate(channels[i], channels[i + 1], layers) for i in range(depth)]
+        self.gates = nnx.List(gates) if attention else None
+        self.decoder = nnx.List([make(2 * channels[level], level) for level in range(depth)])
+        self.head = layers.conv(features, 1, 1, use_bias=True, dtype=jnp.float32)
 
     def __call__(
         self,
@@ -74,6 +94,7 @@ class UNet(nnx.Module):
         threshold: Float[Array, " batch"] | None = None,
         rngs: nnx.Rngs | None = None,
         train: bool = False,
+        drop_path_rate: Rate | None = None,
     ) -> Float[Array, "batch height width 1"]:
         """Logits that the canopy is lower than the threshold.
 
@@ -82,39 +103,58 @@ class UNet(nnx.Module):
             threshold: canopy height, metres, one a sample; a network without FiLM ignores it.
             rngs: streams ``dropout`` and ``drop_path``, needed in training where their rates are not 0.
             train: use batch statistics and drop at random.
+            drop_path_rate: chance to skip the deepest branch, now; None for the network's own.
 
         Raises:
             ValueError: the tile has not the shape, or the threshold is missing.
         """
-        threshold = self._check(dsm, threshold)
-        x, threshold, known = normalize_height(dsm, threshold, self.height_scale)
-        steer = iter(self.film(self.embed(threshold))) if self.film and self.embed else repeat(None)
+        x, known, passage = self.begin(dsm, threshold, rngs, train, drop_path_rate)
         skips = []
         for block in self.encoder:
-            x = block(x, known, next(steer), next(steer), rngs, train)
+            x = passage.through(block, x, known)
             skips.append((x, known))
             x, known = halve(x), halve(known)
-        x = self.bottom(x, known, next(steer), next(steer), rngs, train)
+        x = passage.through(self.bottom, x, known)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
-        for narrow, block in zip(reversed(self.narrow), reversed(self.decoder), strict=True):
+        for level in reversed(range(len(skips))):
             skip, known = skips.pop()
+            if self.gates is not None:
+                skip = self.gates[level](skip, x, train)
             # Narrowing before doubling needs a quarter of the arithmetic, and gives the same.
-            x = jnp.concatenate([skip, double(narrow(x))], axis=-1)
-            x = block(x, known, next(steer), next(steer), rngs, train)
-        return self.head(x)
+            x = jnp.concatenate([skip, double(self.narrow[level](x, train))], axis=-1)
+            x = passage.through(self.decoder[level], x, known)
+        return self.head(x, train)
 
-    def _check(self, dsm: Array, threshold: Array | None) -> Array:
-        if dsm.ndim != 4 or dsm.shape[-1] != 1:
-            hint = "; transpose it by (0, 2, 3, 1)" if dsm.ndim == 4 and dsm.shape[1] == 1 else ""
-            raise ValueError(f"dsm has shape {dsm.shape}: must be [batch, height, width, 1]{hint}")
-        if dsm.shape[1] % self.stride or dsm.shape[2] % self.stride:
-            raise ValueError(
-                f"tile of {dsm.shape[1]} x {dsm.shape[2]} px: both must be multiples of {self.stride}, "
-                "since the network halves them that often; pad the tile with NaN or choose another depth"
-            )
-        if threshold is None and self.embed is None:
-            return jnp.zeros(dsm.shape[0])
-        if threshold is None or threshold.shape != dsm.shape[:1]:
-            given = None if threshold is None else threshold.shape
-            raise ValueError(f"threshold has shape {given}: must be {dsm.shape[:1]}, one height a sample")
-        return threshold
+
+class RegressionUNet(UNet):
+    """A U-Net that predicts canopy height, metres; a threshold only cuts what it has predicted.
+
+    Args:
+        rngs: the ``params`` stream initialises the weights.
+        options: arguments of `UNet` but ``film``.
+
+    >>> model = RegressionUNet(rngs=nnx.Rngs(0), features=4, depth=1)
+    >>> dsm = jnp.zeros((1, 4, 4, 1))
+    >>> heights, logits = model(dsm), model(dsm, jnp.array([5.0]))
+    >>> bool(((logits > 0) == (heights < 5.0)).all())
+    True
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs, **options: Any):
+        super().__init__(film=False, rngs=rngs, **options)
+
+    def __call__(
+        self,
+        dsm: Float[Array, "batch height width 1"],
+        threshold: Float[Array, " batch"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        train: bool = False,
+        drop_path_rate: Rate | None = None,
+    ) -> Float[Array, "batch height width 1"]:
+        """Canopy height, metres; with a threshold, how many metres the canopy is below it.
+
+        The latter serves as a logit: above 0 where the canopy is lower than the threshold. Arguments as in
+        `UNet`.
+        """
+        height = self.height_scale * super().__call__(dsm, threshold, rngs, train, drop_path_rate)
+        return height if threshold is None else threshold[:, None, None, None] - height

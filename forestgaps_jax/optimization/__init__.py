@@ -1,6 +1,26 @@
-"""Optimizers and learning-rate schedules, through optax."""
+"""Optimizers, learning-rate schedules and regularisation, through optax."""
 
-from forestgaps_jax.optimization.lr_schedulers import create_scheduler
+from forestgaps_jax.optimization.clipping import GradientClipping
+from forestgaps_jax.optimization.lr_schedulers import create_scheduler, learning_rates
 from forestgaps_jax.optimization.optimizers import create_optimizer, kernel_mask
+from forestgaps_jax.optimization.plateau import Plateau, PlateauState, create_plateau, metric_mode
+from forestgaps_jax.optimization.regularization import (
+    CompositeRegularization,
+    drop_path_rates,
+    drop_path_schedule,
+)
 
-__all__ = ["create_optimizer", "create_scheduler", "kernel_mask"]
+__all__ = [
+    "CompositeRegularization",
+    "GradientClipping",
+    "Plateau",
+    "PlateauState",
+    "create_optimizer",
+    "create_plateau",
+    "create_scheduler",
+    "drop_path_rates",
+    "drop_path_schedule",
+    "kernel_mask",
+    "learning_rates",
+    "metric_mode",
+]

@@ -1,9 +1,14 @@
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from forestgaps_jax import Callback, train
 from forestgaps_jax.callbacks import EVENTS, CallbackList, new_run_folder
+from tests.callbacks.driving import STEPS, drive, new_run, scores, weight
 
 
 class Recorder(Callback):
@@ -43,7 +48,7 @@ def test_logs_hold_what_is_documented(state, config, data):
     recorder = Recorder()
     _, history = train(state, config, data, [recorder])
     logs = {event[0]: event[-1] for event in recorder.fired}
-    assert logs["on_train_begin"].keys() == {"config"}
+    assert logs["on_train_begin"].keys() == {"config", "model", "model_summary"}
     assert logs["on_batch_end"].keys() == {"epoch", "metrics", "batch_size"}
     assert logs["on_epoch_end"].keys() == {"train_metrics", "val_metrics", "lr", "improved", "epoch_time"}
     assert logs["on_epoch_end"]["val_metrics"] == history["val_metrics"][-1]
@@ -81,7 +86,7 @@ def test_an_error_in_a_callback_is_raised_after_train_end(state, config, data):
     assert names(broken)[-1] == "on_train_end"
 
 
-def test_a_misspelled_event_is_refused_with_the_nearest_name():
+def test_fault_03_a_misspelt_event_is_refused_with_the_nearest_name():
     class Misspelled(Callback):
         def on_epoch_ends(self, epoch, logs=None): ...
 
@@ -91,7 +96,7 @@ def test_a_misspelled_event_is_refused_with_the_nearest_name():
         CallbackList([Misspelled()])
 
 
-def test_wrong_arguments_are_refused_before_the_training():
+def test_fault_03_wrong_arguments_are_refused_before_the_training():
     class Short(Callback):
         def on_epoch_end(self, logs=None): ...
 
@@ -111,3 +116,56 @@ def test_runs_that_start_at_the_same_moment_get_folders_of_their_own(config, tmp
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_run_folder(config), range(40)))
     assert len(set(folders)) == 40
+
+
+def test_what_is_no_callback_is_refused():
+    with pytest.raises(TypeError, match=r"'mine' is no callback: derive it from forestgaps_jax\.callbacks"):
+        CallbackList(iter(["mine"]))  # type: ignore[arg-type]
+
+
+def test_the_originals_example_works(state, config, capsys):
+    class MyCallback(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            print(logs["val_metrics"]["iou"])
+
+    drive(new_run(state, config), [MyCallback()], [scores((6, 2, 2, 10)), scores((5, 5, 0, 10))])
+    assert capsys.readouterr().out.splitlines() == ["0.6", "0.5"]
+
+
+def test_callbacks_are_called_in_their_order_and_see_what_the_earlier_asked_for(state, config):
+    class Asks(Callback):
+        def on_batch_end(self, batch, logs=None):
+            self.run.save()
+
+    class Sees(Callback):
+        def on_batch_end(self, batch, logs=None):
+            seen.append(self.run.save_requested)
+            self.run.save_requested = False
+
+    seen: list[bool] = []
+    drive(new_run(state, config), [Asks(), Sees()], [scores()])
+    assert seen == [True] * STEPS
+
+
+def test_weights_of_another_moment_are_copied_and_the_rest_stays(state, config):
+    run = new_run(state, config)
+    drive(run, [], [scores()])
+    other = replace(state, params=jax.tree.map(lambda x: jnp.full_like(x, 7.0), state.params))
+    optimizer = run.state.opt_state
+    run.load_weights(other)
+    assert weight(run.state) == 7.0
+    assert int(run.state.step) == STEPS
+    assert run.state.opt_state is optimizer
+    for leaf in jax.tree.leaves(run.state.params):
+        leaf.delete()
+    assert weight(other) == 7.0
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: jnp.zeros((*x.shape, 1)), lambda x: [x, x]], ids=["shape", "tree"]
+)
+def test_weights_of_another_model_are_refused(state, config, change):
+    run = new_run(state, config)
+    with pytest.raises(ValueError, match="another model"):
+        run.load_weights(replace(state, params=jax.tree.map(change, state.params)))
+    jax.tree.map(np.testing.assert_array_equal, run.state.params, state.params)

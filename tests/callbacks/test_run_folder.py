@@ -1,28 +1,25 @@
 """What a named run leaves on disk, and that a run without a name leaves nothing."""
 
 import json
-import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from forestgaps_jax import Callback, Config, TrainState, evaluate, train
+from forestgaps_jax import Callback, Config, TrainState, create_state, evaluate, train
 from forestgaps_jax import checkpoint as checkpoints
+from forestgaps_jax.metrics import to_json
+from forestgaps_jax.models import create_model_from_config
+from tests.callbacks.driving import read_scalars
+from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
-    from flax import nnx
-
-    from forestgaps_jax import create_model, create_state
-    from tests.conftest import TINY
-
     runs = tmp_path_factory.mktemp("runs")
     config = replace(TINY, name="tiny", runs_dir=str(runs), use_progress_bar=True)
-    model = create_model("unet_film", rngs=nnx.Rngs(TINY.seed), features=TINY.features, depth=TINY.depth)
-    state, history = train(create_state(model, config), config, data)
-    return runs / "tiny", config, state, history
+    state = create_state(create_model_from_config(TINY), config)
+    return runs / "tiny", config, *train(state, config, data)
 
 
 def test_settings_are_written_as_used(run):
@@ -36,20 +33,16 @@ def test_one_json_line_an_epoch(run):
     assert [line["epoch"] for line in lines] == [0, 1]
     assert [line["val_metrics"]["loss"] for line in lines] == history["val_loss"]
     assert lines[0]["val_metrics"]["threshold_metrics"].keys() == {"5", "15"}
+    assert json.loads((folder / "history.json").read_text()) == to_json(history)
 
 
-def read_scalars(folder) -> dict[tuple[str, int], float]:
-    """TensorBoard's events: records of length (8 bytes), checksum (4), data, checksum (4)."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    (path,) = folder.glob("events.out.tfevents.*")
-    raw, scalars = path.read_bytes(), {}
-    while raw:
-        size = struct.unpack("<Q", raw[:8])[0]
-        event = Event.FromString(raw[12 : 12 + size])
-        scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-        raw = raw[16 + size :]
-    return scalars
+def test_a_log_to_read_and_figures_of_the_last_epoch(run):
+    folder, *_ = run
+    lines = [line for line in (folder / "train.log").read_text().splitlines() if line.startswith("20")]
+    told = ("start at step 0", "the network", "epoch 1/2", "epoch 2/2", "end; best val_iou")
+    assert [part in line for line, part in zip(lines, told, strict=True)] == [True] * 5
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {f"epoch_0002_{name}.png" for name in ("tiles", "thresholds", "history")}
 
 
 def test_tensorboard_gets_the_metrics_by_threshold_the_rate_and_the_throughput(run):
@@ -74,13 +67,6 @@ def test_checkpoints_hold_the_last_and_the_best_epoch(run, data):
     restored = checkpoints.restore(folder / "checkpoints", state, best)
     assert evaluate(restored.state, config, data.val)["iou"] == max(ious)
     assert restored.info["config"]["thresholds"] == list(config.thresholds)
-
-
-def test_each_epoch_prints_a_line(capsys, state, config, data):
-    train(state, replace(config, use_progress_bar=True), data)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["1/2", "2/2"]
-    assert all("val_iou" in line for line in lines)
 
 
 def test_a_run_without_a_name_writes_nothing(state: TrainState, config, data, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from forestgaps_jax.loss import (
     BCELoss,
     CombinedFocalDiceLoss,
+    ComboLoss,
     DiceLoss,
     FocalLoss,
     bce_loss,
@@ -55,7 +56,7 @@ def test_value_and_gradient_are_those_of_forestgaps(options):
     np.testing.assert_allclose(slope, finite_differences(expected, logits), rtol=1e-3, atol=1e-6)
 
 
-def test_alpha_mixes_and_focal_alpha_weighs_the_class():
+def test_fault_05_alpha_mixes_and_focal_alpha_weighs_the_class():
     logits, targets = case(1)
     only_focal, _ = run(CombinedFocalDiceLoss(alpha=1.0, focal_alpha=0.9), logits, targets)
     only_dice, _ = run(CombinedFocalDiceLoss(alpha=0.0, focal_alpha=0.9), logits, targets)
@@ -63,9 +64,9 @@ def test_alpha_mixes_and_focal_alpha_weighs_the_class():
     assert only_dice == pytest.approx(dice(logits, targets), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_most_wrong_pixels_keep_a_live_gradient_of_the_right_sign(gamma, dtype):
+def test_fault_05_most_wrong_pixels_keep_a_live_gradient_of_the_right_sign(gamma, dtype):
     targets = case(2)[1]
     logits = jnp.asarray(1e4 * (1 - 2 * targets), dtype)
     value, slope = run(CombinedFocalDiceLoss(gamma=gamma), logits, targets)
@@ -138,3 +139,25 @@ def test_batches_under_vmap_have_each_their_own_loss():
     np.testing.assert_allclose(
         both, [combined(x, y) for x, y in zip(logits, targets, strict=True)], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1.0, 0.0, 2.0)])
+def test_combo_is_bce_dice_and_focal_in_its_shares(weights):
+    logits, targets, valid, weight = masked_case(6)
+    value, slope = run(ComboLoss(weights, 0.7, 1.0, 1.0, "image"), logits, targets, valid, weight)
+    masks = {"valid": valid, "weight": weight}
+
+    def expected(x):
+        bce, overlap = focal(x, targets, None, 0.0, **masks), dice(x, targets, 1.0, "image", **masks)
+        return np.dot(weights, [bce, overlap, focal(x, targets, 0.7, 1.0, **masks)])
+
+    assert value == pytest.approx(expected(logits), rel=1e-5)
+    np.testing.assert_allclose(slope, finite_differences(expected, logits), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "weights", [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, -0.1, 0.2), (1.0, float("nan"), 1.0)]
+)
+def test_combo_weights_that_are_not_three_of_0_or_more_are_refused(weights):
+    with pytest.raises(ValueError, match="must be three of 0 or more, for BCE, Dice and focal"):
+        ComboLoss(weights)

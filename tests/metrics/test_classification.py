@@ -1,4 +1,7 @@
 import math
+import re
+import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,8 @@ import pytest
 
 from forestgaps_jax.metrics import (
     ConfusionCounts,
+    SegmentationMetrics,
+    ThresholdMetrics,
     confusion_matrix,
     confusion_metrics,
     summarize_counts,
@@ -101,3 +106,119 @@ def test_whole_without_unlisted_thresholds_is_the_same_as_with_an_empty_last_row
     assert {t: numbers(m) for t, m in with_row["threshold_metrics"].items()} == {
         t: numbers(m) for t, m in without["threshold_metrics"].items()
     }
+
+
+# ThresholdMetrics
+
+
+def tiles(seed=0, count=6):
+    rng = np.random.default_rng(seed)
+    truth = rng.random((count, 8, 8)) < 0.4
+    return np.clip(rng.normal(0.3 + 0.4 * truth, 0.3), 0, 1).astype(np.float32), truth.astype(np.float32)
+
+
+@pytest.mark.parametrize("to", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_each_height_has_what_its_tiles_alone_give(to):
+    predictions, targets = tiles()
+    valid = np.random.default_rng(1).random(targets.shape) < 0.8
+    heights = np.float32([15, 5, 15.0004, 15, 5, 15])
+    metrics = ThresholdMetrics([5, 10, 15])
+    for part in (slice(0, 4), slice(4, 6)):
+        metrics.update(*map(to, (predictions[part], targets[part])), 0.6, to(heights[part]), to(valid[part]))
+    rows, matrices = metrics.compute(), metrics.compute_confusion_matrix()
+    assert list(rows) == list(matrices) == [5.0, 15.0]
+    for height, row in rows.items():
+        mine = abs(heights - height) < 1
+        alone = SegmentationMetrics(0.6)
+        alone.update(predictions[mine], targets[mine], valid[mine])
+        assert matrices[height] == alone.compute_confusion_matrix()
+        expected = confusion_metrics([matrices[height][name] for name in ("tp", "fp", "fn", "tn")])
+        expected |= {"n_samples": mine.sum(), "gap_ratio": targets[mine][valid[mine]].mean()}
+        assert row == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [10, 10.0, np.float32(10.0005), [10] * 6, np.full((6, 1), 10)])
+def test_one_height_for_all_or_one_a_sample(value):
+    metrics = ThresholdMetrics([5, 10])
+    metrics.update(*tiles(), 0.5, threshold_value=value)
+    assert {height: row["n_samples"] for height, row in metrics.compute().items()} == {10.0: 6}
+    metrics.reset()
+    assert metrics.compute() == {}
+
+
+def test_logits_have_their_option():
+    predictions, targets = tiles()
+    logits = np.log(predictions + 1e-6) - np.log1p(1e-6 - predictions)
+    found = []
+    for from_logits, values in ((True, logits), (False, predictions)):
+        metrics = ThresholdMetrics([5], from_logits)
+        metrics.update(values, targets, 0.4, 5)
+        found.append(metrics.compute_confusion_matrix())
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="from_logits=True"):
+        metrics.update(logits, targets, 0.5, 5)
+
+
+def test_a_height_that_is_not_listed_is_refused_naming_it_and_the_list():
+    metrics = ThresholdMetrics([5, 10])
+    says = re.escape("threshold_value = 7.5: must be one of [5.0, 10.0] m")
+    with pytest.raises(ValueError, match=says):
+        metrics.update(*tiles(), 0.5, [5, 10, 7.5, 5, 5, 5])
+    assert metrics.compute() == {}
+
+
+def test_a_height_of_the_device_that_is_not_listed_is_refused_at_the_fetch():
+    metrics = ThresholdMetrics([5, 10])
+    metrics.update(*tiles(), 0.5, jnp.asarray([5, 10, 7.5, 5, 5, 5]))
+    for fetch in (metrics.compute, metrics.compute_confusion_matrix):
+        with pytest.raises(ValueError, match=r"some sample: must be one of \[5.0, 10.0\] m"):
+            fetch()
+
+
+def test_heights_that_are_missing_or_do_not_fit_are_refused():
+    metrics = ThresholdMetrics([5, 10])
+    with pytest.raises(ValueError, match=r"threshold_value is missing: must be one of \[5.0, 10.0\] m"):
+        metrics.update(*tiles(), 0.5)
+    with pytest.raises(ValueError, match=r"threshold_value has shape \(2,\): must be one number or \(6,\)"):
+        metrics.update(*tiles(), 0.5, [5, 10])
+
+
+def test_the_height_in_the_place_of_the_cut_is_refused():
+    with pytest.raises(ValueError, match=r"threshold = 10: must be from 0 to 1.*heights are threshold_value"):
+        ThresholdMetrics([5, 10]).update(*tiles(), 10, 10)
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.0], [-5], [math.nan], [math.inf]])
+def test_lists_of_no_heights_are_refused(thresholds):
+    with pytest.raises(ValueError, match="must be one or more heights above 0, metres"):
+        ThresholdMetrics(thresholds)
+
+
+def test_lists_with_a_height_twice_are_refused():
+    with pytest.raises(ValueError, match="holds a height twice"):
+        ThresholdMetrics([5, 10, 5.0005])
+
+
+def test_table_has_a_row_a_threshold_by_rising_height(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=list))
+    metrics = ThresholdMetrics([10, 5, 15])
+    metrics.update(*tiles(), 0.5, [10, 5, 5, 10, 10, 10])
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    computed = metrics.compute()
+    assert metrics.to_dataframe() == [{"threshold": t, **computed[t]} for t in (5.0, 10.0)]
+
+
+def test_table_of_pandas():
+    pandas = pytest.importorskip("pandas")
+    metrics = ThresholdMetrics([5, 10])
+    metrics.update(*tiles(), 0.5, 10)
+    table = metrics.to_dataframe()
+    assert isinstance(table, pandas.DataFrame)
+    assert table["threshold"].tolist() == [10.0]
+    assert table["f1"].tolist() == [metrics.compute()[10.0]["f1"]]
+
+
+def test_without_pandas_the_table_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_dataframe needs pandas: pip install pandas"):
+        ThresholdMetrics([5]).to_dataframe()

@@ -14,6 +14,7 @@ from sklearn import metrics as sk
 from forestgaps_jax.metrics import (
     CELLS,
     ConfusionCounts,
+    ExactCounter,
     confusion_matrix,
     confusion_metrics,
     threshold_index,
@@ -64,7 +65,8 @@ def counts_of(rows, samples=None):
     rows = np.asarray(rows, np.uint64).reshape(-1, 4)
     low, high = (rows & np.uint64(2**32 - 1)).astype(np.uint32), (rows >> np.uint64(32)).astype(np.uint32)
     samples = np.zeros(len(rows)) if samples is None else samples
-    return ConfusionCounts(jnp.asarray(low), jnp.asarray(high), jnp.asarray(samples, jnp.int32))
+    cells = ExactCounter(jnp.asarray(low), jnp.asarray(high))
+    return ConfusionCounts(cells, jnp.asarray(samples, jnp.int32))
 
 
 # Metrics from counts
@@ -261,7 +263,7 @@ def test_the_batch_itself_must_fit_and_is_refused_before_it_is_computed():
     largest, beyond = (jax.ShapeDtypeStruct((1, 2**16, width), jnp.bool_) for width in (2**16 - 1, 2**16))
 
     def count(predictions, targets):
-        return ConfusionCounts.zeros(1).update(predictions, targets).low
+        return ConfusionCounts.zeros(1).update(predictions, targets).cells.low
 
     assert jax.eval_shape(count, largest, largest).shape == (1, 4)
     with pytest.raises(ValueError, match=r"4294967296 pixels.*smaller batches"):

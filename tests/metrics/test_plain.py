@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from forestgaps_jax.metrics import summarize_rows, to_json
+from forestgaps_jax.metrics import from_json, summarize_rows, to_json
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
@@ -46,3 +46,15 @@ def test_a_summary_survives_strict_json():
 @pytest.mark.parametrize("height", [5.0, 7.25, 0.001, 123.456, 10 / 3, 1234.567])
 def test_a_threshold_reads_back_as_the_same_height(height):
     assert [float(key) for key in to_json({height: 1.0})] == [height]
+
+
+def test_metrics_come_back_as_they_were():
+    metrics = {
+        "f1": 0.5,
+        "iou": math.nan,
+        "threshold_metrics": {5.0: {"n_samples": 2}, 7.5: {"f1": math.nan}},
+    }
+    back = from_json(json.loads(json.dumps(to_json([metrics, {"lr": [1e-3]}]))))
+    assert math.isnan(back[0].pop("iou"))
+    assert math.isnan(back[0]["threshold_metrics"][7.5].pop("f1"))
+    assert back == [{"f1": 0.5, "threshold_metrics": {5.0: {"n_samples": 2}, 7.5: {}}}, {"lr": [1e-3]}]

@@ -1,105 +1,77 @@
+"""The two blocks against flax's layers."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from forestgaps_jax.models.blocks import double, halve
-from forestgaps_jax.models.drop_path import drop_path
-from forestgaps_jax.models.film import FiLM, ThresholdEmbedding
+from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
+from forestgaps_jax.models.layers import Layers
 
 X = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
+ALL = jnp.ones((2, 6, 8, 1), bool)
+SOME = np.random.default_rng(1).uniform(size=ALL.shape) < 0.6
 
 
-@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (1, 1, 1, 1), (1, 2, 5, 2)])
-def test_double_is_bilinear_resizing(shape):
-    x = jax.random.normal(jax.random.key(0), shape)
-    batch, height, width, channels = shape
-    expected = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "bilinear")
-    np.testing.assert_allclose(jax.jit(double)(x), expected, atol=1e-6)
+@nnx.jit(static_argnames="train")
+def apply(block, x, known=ALL, **options):
+    return block(x, known, **options)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.floats(-5, 5, width=32), st.floats(-5, 5, width=32))
-def test_double_keeps_planes_inside(across, down):
-    rows, columns = np.mgrid[0:6, 0:8]
-    plane = (across * columns + down * rows).astype(np.float32)[None, :, :, None]
-    found = jax.jit(double)(plane)[0, 1:-1, 1:-1, 0]
-    expected = across * (np.arange(1, 15) - 0.5)[None, :] / 2 + down * (np.arange(1, 11) - 0.5)[:, None] / 2
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+@nnx.jit
+def convolved(conv, x):
+    size = conv.kernel.shape[:2]
+    flax = nnx.Conv(*conv.kernel.shape[2:], size, use_bias=False, rngs=nnx.Rngs(0))
+    flax.kernel[...] = conv.kernel[...]
+    # Running statistics of a new BatchNorm: mean 0, variance 1.
+    return flax(x) / np.sqrt(1 + 1e-5)
 
 
-def test_halve_is_max_pooling():
-    expected = nnx.max_pool(jnp.asarray(X), (2, 2), strides=(2, 2))
-    np.testing.assert_array_equal(halve(jnp.asarray(X)), expected)
+def test_plain_block_adds_its_second_convolution_to_the_first():
+    block = ConvBlock(3, 4, Layers(nnx.Rngs(0)))
+    first = jax.nn.relu(convolved(block.conv1, X))
+    expected = first + jax.nn.relu(convolved(block.conv2, first))
+    np.testing.assert_allclose(apply(block, X), expected, atol=1e-5)
 
 
-def test_halve_of_known_pixels_is_known_where_any_was():
-    known = X > 0.8
-    expected = known[:, ::2, ::2] | known[:, 1::2, ::2] | known[:, ::2, 1::2] | known[:, 1::2, 1::2]
-    halved = halve(jnp.asarray(known))
-    assert halved.dtype == bool
-    np.testing.assert_array_equal(halved, expected)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_residual_block_adds_both_to_its_input_projected_where_channels_change(channels):
+    block = ResidualBlock(3, channels, Layers(nnx.Rngs(0)))
+    assert (block.project is None) == (channels == 3)
+    branch = convolved(block.conv2, jax.nn.relu(convolved(block.conv1, X)))
+    shortcut = X if block.project is None else convolved(block.project, X)
+    expected = jax.nn.relu(shortcut + branch)
+    np.testing.assert_allclose(apply(block, X), expected, atol=1e-5)
 
 
-def streams(seed=0):
-    return nnx.Rngs(drop_path=seed)
+@pytest.mark.parametrize("cbam", [False, True])
+def test_fault_11_rate_1_leaves_what_the_branch_is_added_to(cbam):
+    rngs = nnx.Rngs(drop_path=0)
+    block = ResidualBlock(3, 3, Layers(nnx.Rngs(0)), cbam=cbam)
+    got = apply(block, X, rngs=rngs, train=True, drop_path_rate=1.0)
+    np.testing.assert_array_equal(got, np.maximum(X, 0))
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
-def test_drop_path_drops_whole_samples_and_keeps_the_mean(rate):
-    count = 20_000
-    branch = jnp.broadcast_to(jnp.asarray([1.0, -2.0, 3.0]), (count, 2, 3))
-    dropped = np.asarray(drop_path(branch, rate, streams()))
-    kept = dropped.any(axis=(1, 2))
-    np.testing.assert_allclose(dropped, np.asarray(branch) * kept[:, None, None] / (1 - rate), rtol=1e-6)
-    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / count)
+def test_the_share_of_a_block_scales_the_rate():
+    block = ResidualBlock(3, 3, Layers(nnx.Rngs(0), norm="group"), share=0.5)
+    x, known = jnp.asarray(np.repeat(X, 200, axis=0)), jnp.ones((400, 6, 8, 1), bool)
+    got = apply(block, x, known, rngs=nnx.Rngs(drop_path=0), train=True, drop_path_rate=0.6)
+    dropped = (np.asarray(got) == np.maximum(x, 0)).all(axis=(1, 2, 3)).mean()
+    assert abs(dropped - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 400)
 
 
-def test_drop_path_of_rate_0_is_the_identity_and_needs_no_rngs():
-    np.testing.assert_array_equal(drop_path(jnp.asarray(X), 0.0, None), X)
-
-
-def test_drop_path_of_rate_1_is_zero_and_so_is_its_gradient():
-    value, grad = jax.value_and_grad(lambda x: drop_path(x, 1.0, streams()).sum())(jnp.asarray(X))
-    assert value == 0
-    assert not np.asarray(grad).any()
-
-
-@pytest.mark.parametrize("rate", [0.3, 1.0])
-def test_drop_path_without_rngs_is_an_error(rate):
-    with pytest.raises(ValueError, match=r"needs rngs=nnx.Rngs\(drop_path=...\)"):
-        drop_path(jnp.asarray(X), rate, None)
-
-
-def test_drop_path_is_a_function_of_its_key():
-    branch = jnp.ones((64, 1))
-    first, again, other = (np.asarray(drop_path(branch, 0.5, streams(seed))) for seed in (1, 1, 2))
-    assert (first == again).all()
-    assert (first != other).any()
-
-
-def test_film_starts_as_the_identity_and_then_is_one_plus_gamma_and_beta():
-    film = FiLM(5, [3, 2], rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(1)
-    embedding = rng.normal(size=(2, 5)).astype(np.float32)
-    for gain, shift in film(jnp.asarray(embedding)):
-        np.testing.assert_array_equal(gain, 1.0)
-        np.testing.assert_array_equal(shift, 0.0)
-    kernel = rng.normal(size=(5, 10)).astype(np.float32)
-    film.project.kernel[...] = jnp.asarray(kernel)
-    gamma, beta = (embedding @ part for part in np.split(kernel, 2, axis=1))
-    for (gain, shift), layer in zip(film(jnp.asarray(embedding)), (np.s_[:, :3], np.s_[:, 3:]), strict=True):
-        assert gain.shape == (2, 1, 1, gamma[layer].shape[1])
-        np.testing.assert_allclose(gain[:, 0, 0], 1 + gamma[layer], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(shift[:, 0, 0], beta[layer], rtol=1e-5, atol=1e-6)
-
-
-def test_embedding_tells_thresholds_apart_sample_by_sample():
-    embed = ThresholdEmbedding(8, rngs=nnx.Rngs(0))
-    both = np.asarray(embed(jnp.asarray([0.5, 2.0])))
-    assert both.shape == (2, 8)
-    assert np.abs(both[0] - both[1]).max() > 1e-2
-    np.testing.assert_allclose(embed(jnp.asarray([2.0]))[0], both[1], rtol=1e-5)
+@pytest.mark.parametrize("kind", [ConvBlock, ResidualBlock])
+def test_unknown_pixels_come_out_0_and_give_no_statistics(kind):
+    """Neighbours do see the zeros that `normalize_height` puts there, so they stay zeros here."""
+    outputs, states = [], []
+    for wild in (0.0, 1e4):
+        block = kind(4, 4, Layers(nnx.Rngs(0)), cbam=True)
+        x = np.where(SOME, np.concatenate([X, X[..., :1]], -1), 0).astype(np.float32)
+        modulation = (jnp.full((2, 1, 1, 4), 1.5), jnp.full((2, 1, 1, 4), wild))
+        outputs.append(np.asarray(apply(block, x, SOME, steer=(None, modulation), train=True)))
+        states.append(jax.tree.leaves(nnx.state(block, nnx.BatchStat)))
+    for output in outputs:
+        assert not output[np.broadcast_to(~SOME, output.shape)].any()
+        assert output[np.broadcast_to(SOME, output.shape)].any()
+    assert all((a == b).all() for a, b in zip(*states, strict=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from forestgaps_jax.models.norm import Norm
+from forestgaps_jax.models.norm import AdaptiveNorm, Norm, choose_norm
 
 SHAPE = (3, 4, 5, 6)
 RNG = np.random.default_rng(0)
@@ -105,6 +105,67 @@ def test_modulation_follows_the_affine_weights(kind):
     np.testing.assert_allclose(got, plain * gain + shift, atol=3e-5)
 
 
+@pytest.mark.parametrize("kind", ["batch", "group"])
+def test_half_precision_features_have_float32_statistics(kind):
+    norm = Norm(SHAPE[-1], kind, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x = jnp.asarray(X + 100, jnp.bfloat16)
+    got = norm(x, jnp.asarray(ALL), train=True)
+    assert got.dtype == jnp.bfloat16
+    mean, var = moments(np.asarray(x, np.float32), ALL, (0, 1, 2) if kind == "batch" else (1, 2))
+    expected = (np.asarray(x, np.float64) - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=2e-2)
+    state = jax.tree.leaves(nnx.state(norm))
+    assert {leaf.dtype for leaf in state} == {jnp.dtype("float32")}
+    if kind == "batch":
+        np.testing.assert_allclose(norm.mean[...], 0.1 * mean.ravel(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "chosen"),
+    [
+        ("adaptive", 1, "group"),
+        ("adaptive", 15, "group"),
+        ("adaptive", 16, "batch"),
+        ("adaptive", 64, "batch"),
+        ("batch", 1, "batch"),
+        ("group", 64, "group"),
+        ("batch", None, "batch"),
+    ],
+)
+def test_adaptive_is_batch_norm_from_16_samples_on(kind, batch_size, chosen):
+    assert choose_norm(kind, batch_size) == chosen
+    if kind == "adaptive":
+        norm = AdaptiveNorm(20, batch_size, rngs=nnx.Rngs(0))
+        assert isinstance(norm, Norm)
+        assert norm.kind == chosen
+
+
+@pytest.mark.parametrize("batch_size", [8, 16])
+def test_fault_10_a_small_batch_or_evaluation_does_not_change_the_adaptive_branch(batch_size):
+    """A training batch, a last batch of one, and evaluation: always what the chosen norm gives."""
+    adaptive = with_weights(AdaptiveNorm(SHAPE[-1], batch_size, rngs=nnx.Rngs(0)))
+    chosen = make("batch" if batch_size == 16 else "group")
+    for samples, train in ((3, True), (1, True), (3, False), (1, False)):
+        got, expected = (
+            call(norm, X[:samples], ALL[:samples], train=train) for norm in (adaptive, chosen)
+        )
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 6, 7, 11, 20])
+def test_fault_10_groups_divide_any_number_of_channels(channels):
+    norm = AdaptiveNorm(channels, 8, rngs=nnx.Rngs(0))
+    assert channels % norm.groups == 0
+    shape = (2, 4, 4, channels)
+    assert jax.eval_shape(norm, jnp.zeros(shape), jnp.ones((2, 4, 4, 1), bool)).shape == shape
+
+
 def test_unknown_kind_is_an_error():
-    with pytest.raises(ValueError, match="norm = 'layer': must be 'batch' or 'group'"):
-        Norm.__init__.__wrapped__(object.__new__(Norm), 4, "layer", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="norm = 'layer': must be 'batch', 'group' or 'adaptive'"):
+        choose_norm("layer")
+
+
+@pytest.mark.parametrize("batch_size", [None, 0])
+def test_adaptive_without_a_batch_size_is_an_error(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size = {batch_size}: must be 1 or more"):
+        AdaptiveNorm(4, batch_size, rngs=nnx.Rngs(0))

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from forestgaps_jax import Config
-from forestgaps_jax.optimization import create_optimizer, create_scheduler, kernel_mask
+from forestgaps_jax.optimization import GradientClipping, create_optimizer, create_scheduler, kernel_mask
 
 STEPS = 6
 PLAIN_SGD = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
@@ -31,9 +32,9 @@ def rate(step):
 def trained(transformation, gradients=GRADIENTS):
     """Parameters after the steps of an optax transformation."""
     params = tree(0)
-    state = transformation.init(params)
+    state, update = transformation.init(params), jax.jit(transformation.update)
     for gradient in gradients:
-        updates, state = transformation.update(gradient, state, params)
+        updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -83,7 +84,7 @@ def assert_close(got, expected, rtol=1e-4):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_steps_are_those_of_the_textbook_with_decoupled_decay(settings, direction, decay):
+def test_steps_are_those_of_the_textbook_with_decoupled_decay_fault_12(settings, direction, decay):
     config = Config(**settings, weight_decay=decay)
     assert_close(trained(create_optimizer(config, rate)), by_hand(direction)(decay))
 
@@ -95,7 +96,7 @@ def test_adamw_is_that_of_optax_with_decay_on_kernels():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_decay_alone_shrinks_kernels_and_leaves_biases_and_scales(optimizer):
+def test_decay_alone_shrinks_kernels_and_leaves_biases_and_scales_fault_12(optimizer):
     still = [jax.tree.map(np.zeros_like, tree(0))] * 3
     config = Config(optimizer=optimizer, weight_decay=0.5)
     params, start = trained(create_optimizer(config, lambda step: 0.1), still), tree(0)
@@ -113,6 +114,82 @@ def test_kernels_are_the_leaves_of_two_dimensions_or_more():
         "s": np.zeros(()),
     }
     assert kernel_mask(params) == {"kernel": True, "dense": True, "bias": False, "s": False}
+
+
+class Attention(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.attend = nnx.MultiHeadAttention(2, 4, rngs=rngs)
+        self.norm, self.conv = nnx.LayerNorm(4, rngs=rngs), nnx.Conv(1, 2, (3, 3), rngs=rngs)
+
+
+@pytest.mark.parametrize("view", [nnx.to_pure_dict, lambda state: state], ids=["dict", "state"])
+def test_biases_are_no_kernels_whatever_their_shape_fault_12(view):
+    """The bias of an attention head is a matrix."""
+    params = view(nnx.state(Attention(), nnx.Param))
+    assert params["attend"]["query"]["bias"].ndim == 2
+    mask = kernel_mask(params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    named = [(str(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(mask)]
+    assert [("kernel" in path) == leaf for path, leaf in named] == [True] * len(named)
+    assert sum(leaf for _, leaf in named) == 5
+
+
+def means(k):
+    """Means of k gradients after another."""
+    return [
+        jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *GRADIENTS[i : i + k])
+        for i in range(0, STEPS, k)
+    ]
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("settings", [{}, {"use_gradient_clipping": True, "clip_value": 0.1}])
+def test_accumulated_steps_are_those_of_the_mean_gradients(settings, k):
+    """Clipping and decay act once on the mean; the schedule counts what moved the weights."""
+    config = Config(**settings, weight_decay=0.3, gradient_accumulation_steps=k)
+    single = Config(**settings, weight_decay=0.3)
+    assert_close(trained(create_optimizer(config, rate)), trained(create_optimizer(single, rate), means(k)))
+
+
+def test_weights_stand_still_between_accumulated_steps():
+    optimizer = create_optimizer(Config(gradient_accumulation_steps=3), rate)
+    params = tree(0)
+    state, update, moved = optimizer.init(params), jax.jit(optimizer.update), []
+    for gradient in GRADIENTS[:5]:
+        updates, state = update(gradient, state, params)
+        moved.append(float(optax.tree.norm(updates)) > 0)
+    assert moved == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_the_state_has_the_same_structure_for_every_schedule(k):
+    def state(**settings):
+        config = Config(**settings, gradient_accumulation_steps=k)
+        return create_optimizer(config, create_scheduler(config, 5)).init(tree(0))
+
+    base = jax.eval_shape(state)
+    for name in ("constant", "plateau", "warmup_plateau", "onecycle", "step", "cosine_restart"):
+        assert jax.eval_shape(lambda name=name: state(scheduler_type=name)) == base
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("k", [1, 2])
+def test_monitored_gradients_are_those_before_clipping(clip, k):
+    config = Config(
+        monitor_gradients=True, use_gradient_clipping=clip, clip_value=8.0, gradient_accumulation_steps=k
+    )
+    optimizer = create_optimizer(config, rate)
+    params = tree(0)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in GRADIENTS:
+        _, state = update(gradient, state, params)
+    norms = [np.sqrt(sum((np.float64(x) ** 2).sum() for x in jax.tree.leaves(mean))) for mean in means(k)]
+    statistics = GradientClipping.statistics(state)
+    assert statistics["mean"] == pytest.approx(np.mean(norms), rel=1e-5)
+    assert statistics["max"] == pytest.approx(max(norms), rel=1e-5)
+    assert statistics["clipped"] == (sum(norm > 8 for norm in norms) if clip else 0)
+    assert statistics["count"] == STEPS // k
 
 
 @pytest.mark.parametrize(("scale", "clipped"), [(10.0, True), (1e-3, False)])

@@ -1,0 +1,109 @@
+"""What a state is worth, and what it predicts."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from forestgaps_jax.callbacks import Callback, CallbackList, Run
+from forestgaps_jax.config import Config
+from forestgaps_jax.data.batches import as_images, as_thresholds
+from forestgaps_jax.data.reading import as_evaluation_source, read_batches
+from forestgaps_jax.data.sampler import TileSampler
+from forestgaps_jax.loss import Loss, create_loss_function
+from forestgaps_jax.metrics import GapScores, merge_metrics
+from forestgaps_jax.state import TrainState
+from forestgaps_jax.steps import make_eval_step, predict_step, predicts_heights
+from forestgaps_jax.totals import Totals
+from forestgaps_jax.types import BatchSource, Site
+
+_RUN_AHEAD = 2
+"""Steps that the host may be ahead of the device: enough to keep it busy, too few to fill its memory."""
+
+
+def evaluate(
+    state: TrainState,
+    config: Config,
+    batches: BatchSource | Site | Sequence[Site],
+    callbacks: Sequence[Callback] | None = None,
+    *,
+    loss_fn: Loss | None = None,
+) -> dict[str, Any]:
+    """Score a state; with the moving average of its weights where it has one.
+
+    Args:
+        state: what to score.
+        config: gives the loss, the list of thresholds, and whether outlines and objects are scored.
+        batches: a sampler, an iterable of batches, or a site or several, scored as a whole.
+        callbacks: hooks for the test events.
+        loss_fn: a loss to report instead of the configured one.
+
+    Returns:
+        ``loss``, the metrics of all pixels, ``pr_auc``, the best probability cut, ``confusion_matrix`` and
+        ``threshold_metrics``, as plain Python values; pixels of unlisted thresholds count in the whole, not
+        in a threshold. A network of heights has ``regression`` (errors in metres) in the place of the curves.
+
+    Raises:
+        ValueError: there is no batch, or one of a wrong shape.
+    """
+    hooks = CallbackList(callbacks or (), Run(config, state, 0))
+    source = as_evaluation_source(batches, config)
+    return score(state, config, source, hooks, "test", loss_fn or create_loss_function(config))
+
+
+def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, "batch height width 1"]:
+    """Gap probabilities.
+
+    Args:
+        state: what predicts.
+        dsm: surface height ``[batch, height, width, 1]`` or ``[batch, height, width]``, metres, NaN where
+            not known.
+        threshold: canopy height, metres: one for all, or ``[batch]``.
+
+    Returns:
+        ``[batch, height, width, 1]`` float32, also where the surface is not known.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    images = as_images("dsm", dsm)
+    return predict_step(state, images, as_thresholds(threshold, images.shape[0]))
+
+
+def score(
+    state: TrainState, config: Config, source: BatchSource, hooks: CallbackList, phase: str, loss: Loss
+) -> dict[str, Any]:
+    """The metrics of one pass over a source, firing the events of ``phase`` (validation or test)."""
+    heights, step = predicts_heights(loss), make_eval_step(loss, config.thresholds)
+    if heights and isinstance(source, TileSampler):
+        # One pass over the tiles serves every threshold.
+        source = replace(source, thresholds=config.thresholds[:1])
+    totals = Totals.zeros(config.thresholds, histogram=True, heights=heights)
+    gaps = GapScores(config.boundary_tolerance) if config.gap_scores and phase == "test" else None
+    in_flight: deque[Array] = deque()
+    hooks.fire(f"on_{phase}_begin")
+    number = -1
+    for number, batch in enumerate(read_batches(source)):
+        hooks.fire(f"on_{phase}_batch_begin", number)
+        totals, logs = step(state, totals, batch, np.int32(number))
+        wait(in_flight, logs.loss)
+        if gaps is not None:
+            gaps.update(*(np.asarray(part) for part in logs.decisions))
+        hooks.fire(f"on_{phase}_batch_end", number, metrics={"loss": logs.loss})
+    if number < 0:
+        raise ValueError(f"there is no {phase} batch")
+    metrics = totals.summary(config.thresholds)
+    if gaps is not None:
+        merge_metrics(metrics, gaps.compute(config.thresholds))
+    hooks.fire(f"on_{phase}_end", metrics=metrics)
+    return metrics
+
+
+def wait(in_flight: deque[Array], loss: Array) -> None:
+    """Wait for the step before the last ones: it is done, or all but, and the device never idles."""
+    in_flight.append(loss)
+    if len(in_flight) > _RUN_AHEAD:
+        in_flight.popleft().block_until_ready()

@@ -1,0 +1,138 @@
+"""What a compiled training step is made of: a loss, an optimizer, and their schedules."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import optax
+
+from forestgaps_jax.config import Config
+from forestgaps_jax.loss import Loss, create_loss_function, create_loss_with_threshold_weights
+from forestgaps_jax.optimization import create_optimizer, create_scheduler, drop_path_schedule
+
+Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], optax.GradientTransformation]
+"""A transformation with its learning rate inside, or what makes one from a schedule, such as `optax.lion`."""
+
+_OUTSIDE_THE_STEP = {"name", "runs_dir", "seed", "monitor_metric", "dsm", "chm", "tile_overlap", "block_size"}
+_OUTSIDE_THE_STEP |= {"min_valid_fraction", "split_buffer", "val_fraction", "test_fraction", "figure_tiles"}
+_OUTSIDE_THE_STEP |= {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
+_OUTSIDE_THE_STEP |= {"use_progress_bar", "use_tensorboard", "vis_save_frequency", "profile_steps"}
+_OUTSIDE_THE_STEP |= {"monitor_mode", "save_frequency", "max_to_keep", "gap_scores", "boundary_tolerance"}
+_OUTSIDE_THE_STEP |= {"use_early_stopping", "early_stopping_monitor", "early_stopping_mode"}
+_OUTSIDE_THE_STEP |= {"early_stopping_patience", "early_stopping_min_delta", "early_stopping_restore_best"}
+_OUTSIDE_THE_STEP |= {"use_threshold_weights", "threshold_weight_adjustment"}
+"""Settings that do not change what is compiled."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of a training step; equal recipes share one compiled function.
+
+    Attributes:
+        loss: what is minimised in training.
+        score_loss: the loss that validation and tests report: without threshold weights.
+        optimizer: from gradients to updates.
+        learning_rate: by optimizer step, as it is recorded; None where only the optimizer knows it.
+        thresholds: listed canopy heights, metres.
+        drop_path_rate: by batch; None for a network's own.
+        accumulation: batches for one optimizer step.
+        ema_decay: of the weights' moving average; 0 for none.
+        monitor_gradients: whether an epoch's gradient norms are recorded.
+    """
+
+    loss: Loss
+    score_loss: Loss
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule | None
+    thresholds: tuple[float, ...]
+    drop_path_rate: optax.Schedule | None = None
+    accumulation: int = 1
+    ema_decay: float = 0.0
+    monitor_gradients: bool = False
+
+
+def make_recipe(
+    config: Config,
+    steps_per_epoch: int,
+    *,
+    loss_fn: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    scheduler: optax.Schedule | None = None,
+    gap_shares: Mapping[float, float] | None = None,
+) -> Recipe:
+    """Put the recipe of ``config`` together; equal arguments give the same one.
+
+    Args:
+        config: the settings.
+        steps_per_epoch: training batches in an epoch.
+        loss_fn: a loss to take instead of the configured one.
+        optimizer: an optimizer to take instead of the configured one.
+        scheduler: learning rate by optimizer step, instead of the configured one.
+        gap_shares: share of gap in the training data by threshold, to weigh the thresholds by.
+
+    Raises:
+        TypeError: a loss that cannot leave out pixels, or one that cannot be hashed.
+    """
+    if loss_fn is not None:
+        _check_loss(loss_fn)
+    settings = tuple((k, v) for k, v in config.to_dict().items() if k not in _OUTSIDE_THE_STEP)
+    recipe = _recipe(settings, steps_per_epoch, loss_fn, optimizer, scheduler)
+    if gap_shares is None or loss_fn is not None:
+        return recipe
+    return _weighted(recipe, create_loss_with_threshold_weights(config, gap_shares))
+
+
+@lru_cache(maxsize=16)
+def _recipe(
+    settings: tuple[tuple[str, Any], ...],
+    steps_per_epoch: int,
+    loss_fn: Loss | None,
+    optimizer: Optimizer | None,
+    scheduler: optax.Schedule | None,
+) -> Recipe:
+    config = Config(**dict(settings))
+    rate = scheduler or create_scheduler(config, steps_per_epoch)
+    opaque = isinstance(optimizer, optax.GradientTransformation) and scheduler is None
+    loss = loss_fn or create_loss_function(config)
+    return Recipe(
+        loss=loss,
+        score_loss=loss,
+        optimizer=make_optimizer(config, rate, optimizer),
+        learning_rate=None if opaque else rate,
+        thresholds=config.thresholds,
+        drop_path_rate=drop_path_schedule(config, steps_per_epoch) if config.use_droppath else None,
+        accumulation=config.gradient_accumulation_steps,
+        ema_decay=config.ema_decay,
+        monitor_gradients=config.monitor_gradients,
+    )
+
+
+@lru_cache(maxsize=16)
+def _weighted(recipe: Recipe, loss: Loss) -> Recipe:
+    return replace(recipe, loss=loss)
+
+
+def make_optimizer(
+    config: Config, schedule: optax.Schedule, optimizer: Optimizer | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of ``config``, or the given one."""
+    if optimizer is None:
+        return create_optimizer(config, schedule)
+    return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(schedule)
+
+
+def _check_loss(loss: Any) -> None:
+    parameters = inspect.signature(loss).parameters.values()
+    if not any(p.name == "valid" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise TypeError(
+            f"loss_fn {loss} takes no valid=: it must be called as loss(logits, targets, *, valid, "
+            "sample_weight=None), so that pixels without data stay out; see forestgaps_jax.loss"
+        )
+    try:
+        hash(loss)
+    except TypeError:
+        raise TypeError(
+            f"loss_fn {loss} cannot be hashed: make it a function or a frozen dataclass"
+        ) from None

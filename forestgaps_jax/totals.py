@@ -1,0 +1,139 @@
+"""What an epoch adds up on the device, fetched once at its end."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from forestgaps_jax.metrics import (
+    ConfusionCounts,
+    ProbabilityHistogram,
+    RegressionSums,
+    merge_metrics,
+    regression_metrics,
+    summarize_counts,
+    summarize_curves,
+    threshold_index,
+)
+from forestgaps_jax.types import Batch, pytree_dataclass
+
+
+class Decisions(NamedTuple):
+    """Gap or not, predicted and true; ``group`` is the row of the threshold.
+
+    A network of gap logits decides once a sample, one of heights once a sample and listed threshold.
+    """
+
+    predicted: Bool[Array, "samples height width 1"]
+    truth: Bool[Array, "samples height width 1"]
+    valid: Bool[Array, "samples height width 1"]
+    group: Int[Array, " samples"]
+
+
+def decide(logits: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
+    """The decisions of gap logits ``[batch, height, width, 1]`` at the batch's own thresholds."""
+    group = threshold_index(jnp.asarray(batch.threshold), thresholds)
+    return Decisions(logits > 0, jnp.asarray(batch.mask) > 0.5, _valid(batch), group)
+
+
+def decide_heights(heights: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
+    """The decisions of canopy heights (m) ``[batch, height, width, 1]`` at every listed threshold."""
+    count, listed = len(thresholds), jnp.asarray(thresholds, jnp.float32)[:, None, None, None, None]
+    shape = (count * heights.shape[0], *heights.shape[1:])
+    valid = jnp.broadcast_to(_valid(batch), (count, *heights.shape))
+    return Decisions(
+        (heights[None] < listed).reshape(shape),
+        (jnp.asarray(batch.chm)[None] < listed).reshape(shape),
+        valid.reshape(shape),
+        jnp.repeat(jnp.arange(count), heights.shape[0]),
+    )
+
+
+@pytree_dataclass
+class Totals:
+    """Sums over the batches of an epoch.
+
+    Attributes:
+        loss: the loss times the batch's valid pixels.
+        pixels: valid pixels, as the weight of the loss.
+        counts: exact confusion, one row a listed threshold and one for the others.
+        norms: gradient norm: sum, largest, steps; None if it is not asked for.
+        histogram: probabilities by truth, in the rows of ``counts``; None in training and for heights.
+        heights: errors of predicted heights; None for a network of gap logits.
+    """
+
+    loss: Float[Array, ""]
+    pixels: Float[Array, ""]
+    counts: ConfusionCounts
+    norms: Float[Array, "3"] | None = None
+    histogram: ProbabilityHistogram | None = None
+    heights: RegressionSums | None = None
+
+    @staticmethod
+    def zeros(
+        thresholds: tuple[float, ...], *, norms: bool = False, histogram: bool = False, heights: bool = False
+    ) -> "Totals":
+        """Nothing added yet."""
+        rows = len(thresholds) + 1
+        return Totals(
+            jnp.zeros(()),
+            jnp.zeros(()),
+            ConfusionCounts.zeros(rows),
+            jnp.zeros(3) if norms else None,
+            ProbabilityHistogram.zeros(rows) if histogram and not heights else None,
+            RegressionSums.zeros(1) if heights else None,
+        )
+
+    def add(
+        self,
+        loss: Float[Array, ""],
+        output: Float[Array, "batch height width 1"],
+        batch: Batch,
+        decisions: Decisions,
+        grad_norm: Float[Array, ""] | None = None,
+    ) -> "Totals":
+        """Add a batch: its loss, what the network gave, and what follows from that."""
+        valid, predicted = _valid(batch), decisions.predicted
+        pixels = jnp.sum(valid, dtype=jnp.float32)
+        norms, histogram, heights = self.norms, self.histogram, self.heights
+        if norms is not None and grad_norm is not None:
+            norms = jnp.stack([norms[0] + grad_norm, jnp.maximum(norms[1], grad_norm), norms[2] + 1])
+        if histogram is not None:
+            histogram = histogram.update(
+                output, decisions.truth, group=decisions.group, valid=decisions.valid
+            )
+        if heights is not None:
+            heights = heights.update(output, jnp.asarray(batch.chm), valid=valid)
+        return Totals(
+            # A batch without a valid pixel has a loss of 0, which weighs nothing.
+            self.loss + loss * pixels,
+            self.pixels + pixels,
+            self.counts.update(predicted, decisions.truth, group=decisions.group, valid=decisions.valid),
+            norms,
+            histogram,
+            heights,
+        )
+
+    def summary(self, thresholds: tuple[float, ...]) -> dict[str, Any]:
+        """All metrics, as plain Python values; waits for the device.
+
+        Adds to `summarize_counts`: ``grad_norm`` and ``grad_norm_max``; ``pr_auc`` and the best probability
+        cut; ``regression``; each where it was added up.
+        """
+        host = jax.device_get(self)
+        loss = float(host.loss / host.pixels) if host.pixels else math.nan
+        metrics = summarize_counts(host.counts, thresholds, loss)
+        if host.norms is not None:
+            total, largest, steps = host.norms.tolist()
+            metrics |= {"grad_norm": total / steps, "grad_norm_max": largest}
+        if host.heights is not None:
+            metrics["regression"] = regression_metrics(host.heights)
+        if host.histogram is not None:
+            merge_metrics(metrics, summarize_curves(host.histogram, thresholds))
+        return metrics
+
+
+def _valid(batch: Batch) -> Array:
+    return jnp.ones(batch.dsm.shape, bool) if batch.valid is None else jnp.asarray(batch.valid)

@@ -1,0 +1,271 @@
+"""What every network of the registry keeps to."""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from forestgaps_jax.models import create_model
+from tests.models.networks import (
+    DSM, SMALL, STEERED, THRESHOLD, UNSTEERED, abstract, compiled, every, shape_of, small, steered,
+)  # fmt: skip
+
+
+@pytest.fixture
+def unchecked():
+    """What a user meets, who runs without the shape checks of the test run."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@every
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (16, 12)])
+def test_any_multiple_of_the_stride_gives_float32_logits_of_its_shape(name, height, width):
+    tile, threshold = jnp.zeros((3, height, width, 1)), jnp.ones(3)
+    out = shape_of(abstract(name), tile, threshold)
+    assert (out.shape, out.dtype) == (tile.shape, jnp.float32)
+
+
+def sizes_of_convolutions(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            yield equation.outvars[0].aval.shape[1:3]
+        for inner in jaxprs_in_params(equation.params):
+            yield from sizes_of_convolutions(inner)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_attention", "unet_regression", "deeplabv3_plus"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_fault_17_the_network_halves_the_tile_depth_times(name, depth):
+    graph, state = nnx.split(abstract(name, features=2, depth=depth))
+    arguments = state, jnp.zeros((1, 32, 48, 1)), jnp.ones(1)
+    jaxpr = jax.make_jaxpr(lambda state, *inputs: nnx.merge(graph, state)(*inputs))(*arguments)
+    found = set(sizes_of_convolutions(jaxpr.jaxpr))
+    expected = {(32 // 2**level, 48 // 2**level) for level in range(depth + 1)}
+    if name == "deeplabv3_plus":  # it begins with a halving, and pools the whole tile
+        expected = {size for size in expected if size != (32, 48)} | {(1, 1)}
+    assert found == expected
+
+
+@every
+def test_fault_17_a_network_without_a_threshold_takes_one_and_others_need_it(name):
+    network, tile = abstract(name), jnp.zeros((2, 8, 8, 1))
+    assert shape_of(network, tile, jnp.ones(2)).shape == tile.shape
+    if name in STEERED:
+        with pytest.raises(ValueError, match=r"threshold has shape None: must be \(2,\)"):
+            shape_of(network, tile)
+    else:
+        assert shape_of(network, tile).shape == tile.shape
+
+
+@every
+@pytest.mark.parametrize(
+    ("dsm", "message"),
+    [
+        (np.zeros((2, 8, 10, 1), np.float32), r"8 x 10 px: both must be multiples of 4.*pad the tile"),
+        (np.zeros((2, 1, 8, 8), np.float32), r"\(2, 1, 8, 8\).*transpose it by \(0, 2, 3, 1\)"),
+        (np.zeros((2, 8, 8), np.float32), r"\(2, 8, 8\): must be \[batch, height, width, 1\]$"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_tiles_that_do_not_fit_are_errors_that_say_so(name, dsm, message):
+    with pytest.raises(ValueError, match=message):
+        abstract(name)(jnp.asarray(dsm), jnp.asarray(THRESHOLD))
+
+
+@every
+@pytest.mark.parametrize("threshold", [np.ones(3, np.float32), np.ones((2, 1), np.float32)])
+@pytest.mark.usefixtures("unchecked")
+def test_thresholds_that_are_not_one_a_sample_are_errors(name, threshold):
+    with pytest.raises(ValueError, match=r"threshold has shape .*: must be \(2,\)") as error:
+        abstract(name)(jnp.asarray(DSM), jnp.asarray(threshold))
+    assert str(threshold.shape) in str(error.value)
+
+
+@every
+def test_a_few_steps_lower_the_loss(name):
+    network = small(name)
+    optimizer = optax.adam(1e-2)
+    params, rest, state = network.params, network.rest, optimizer.init(network.params)
+
+    @compiled
+    def update(gradients, state, params):
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state
+
+    losses = []
+    for _ in range(12):
+        step = network.step(params=params, rest=rest)
+        (params, state), rest = update(step.gradients, state, params), step.rest
+        losses.append(float(step.loss))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@steered
+def test_fault_14_film_starts_as_the_identity(name):
+    network = small(name)
+    logits = network.logits()
+    assert logits.std() > 1e-3
+    np.testing.assert_array_equal(logits, network.logits(threshold=THRESHOLD + 7))
+
+
+@every
+def test_the_threshold_changes_the_logits_only_where_it_should(name):
+    network = small(name)
+    before, after = (network.logits(threshold=THRESHOLD + more, params=network.learnt) for more in (0, 7))
+    if name in STEERED:
+        assert (np.abs(after - before).max(axis=(1, 2, 3)) > 1e-3).all()
+    elif name in UNSTEERED:
+        np.testing.assert_array_equal(before, after)
+    else:
+        np.testing.assert_allclose(after, before + 7, atol=1e-4)
+
+
+@steered
+def test_a_sample_is_steered_by_its_own_threshold(name):
+    network = small(name)
+    before, after = (
+        network.logits(threshold=THRESHOLD + np.float32([0, more]), params=network.learnt) for more in (0, 7)
+    )
+    np.testing.assert_array_equal(before[0], after[0])
+    assert (before[1] != after[1]).any()
+
+
+@every
+def test_fault_14_gradients_reach_every_weight_once_film_has_moved(name):
+    """FiLM starts with a zero kernel: nothing comes through it to the embedding before the first step."""
+    network = small(name)
+    first = network.step()
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, network.params, first.gradients)
+    second = network.step(params=params, rest=first.rest)
+    for step, blocked in ((first, "embed"), (second, "nothing")):
+        gradients = jax.tree_util.tree_leaves_with_path(step.gradients)
+        assert all(np.isfinite(value).all() for _, value in gradients)
+        without = {jax.tree_util.keystr(path) for path, value in gradients if not np.asarray(value).any()}
+        expected = {jax.tree_util.keystr(path) for path, _ in gradients if blocked in str(path[0])}
+        assert without == expected
+
+
+@every
+def test_the_elevation_of_a_site_changes_nothing(name):
+    network = small(name)
+    low = network.logits(params=network.learnt)
+    np.testing.assert_array_equal(low, network.logits(DSM + np.float32(3000), params=network.learnt))
+
+
+@every
+def test_what_stands_in_unknown_pixels_does_not_matter(name):
+    network = small(name)
+    holes = np.zeros(DSM.shape, bool)
+    holes[0, 2:7, 1:9], holes[:, -3:] = True, True
+    found = []
+    for hole in (np.nan, np.inf, -np.inf):
+        dsm = np.where(holes, np.float32(hole), DSM)
+        step = network.step(dsm)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((step.gradients, step.rest)))
+        found.append((np.asarray(step.logits), network.logits(dsm)))
+        assert all(np.isfinite(logits).all() for logits in found[-1])
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+@every
+def test_a_tile_without_data_changes_nothing_for_the_others(name):
+    """Not even through the statistics of BatchNorm, and its own logits and gradients are finite."""
+    network = small(name)
+    alone, beside = DSM[[0, 0]], DSM.copy()
+    beside[1] = np.nan
+    threshold = THRESHOLD[[0, 0]]
+    steps = [network.step(dsm, params=network.learnt, threshold=threshold) for dsm in (alone, beside)]
+    np.testing.assert_allclose(steps[0].logits[0], steps[1].logits[0], atol=2e-4)
+    for a, b in zip(*(jax.tree.leaves(step.rest) for step in steps), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert np.isfinite(steps[1].logits).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(steps[1].gradients))
+
+
+@every
+def test_fault_11_any_rate_of_stochastic_depth_is_finite_and_none_compiles_anew(name):
+    network = small(name)
+    same, other = ([network.step(key=key, rate=rate) for rate in (0.0, 0.5, 1.0)] for key in (0, 1))
+    assert network.traced == 1
+    for step in (*same, *other):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(step))
+    differs = [bool((a.logits != b.logits).any()) for a, b in zip(same, other, strict=True)]
+    # At rate 1 the deepest block is always dropped, the others by their shares.
+    assert differs == [False, True, True]
+    assert (same[0].logits != same[2].logits).any()
+
+
+@every
+def test_a_traced_rate_needs_a_drop_path_stream_and_the_rate_of_construction_too(name):
+    tile, threshold = jnp.zeros((2, 8, 8, 1)), jnp.ones(2)
+
+    def train(rate, **options):
+        create_model(name, rngs=nnx.Rngs(0), **SMALL, **options)(
+            tile, threshold, nnx.Rngs(dropout=0), True, rate
+        )
+
+    jax.eval_shape(lambda: train(None))
+    jax.eval_shape(lambda: train(0.0, drop_path_rate=0.2))
+    for call in (
+        lambda: jax.eval_shape(train, jnp.float32(0)),
+        lambda: jax.eval_shape(lambda: train(None, drop_path_rate=0.2)),
+        lambda: jax.eval_shape(lambda: train(0.2)),
+    ):
+        with pytest.raises(ValueError, match=r"needs rngs=nnx.Rngs\(drop_path=...\)"):
+            call()
+
+
+@every
+def test_training_moves_running_statistics(name):
+    network = small(name)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), network.rest, network.step().rest)
+    assert all(jax.tree.leaves(moved))
+
+
+@every
+def test_no_random_state_is_kept(name):
+    network = abstract(name, dropout=0.3, drop_path_rate=0.5, spectral_norm=True)
+    leaves = jax.tree.leaves(nnx.state(network), is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    assert {type(leaf) for leaf in leaves} == {nnx.Param, nnx.BatchStat}
+
+
+@pytest.mark.parametrize("name", ["unet", "deeplabv3_plus"])
+def test_dropout_needs_its_stream_in_training_only(name):
+    network, tile = abstract(name, dropout=0.3), jnp.zeros((2, 8, 8, 1))
+    graph, state = nnx.split(network)
+
+    def apply(train):
+        return jax.eval_shape(lambda state: nnx.merge(graph, state)(tile, train=train), state)
+
+    assert apply(False).shape == tile.shape
+    with pytest.raises(ValueError, match="rngs"):
+        apply(True)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("unet", {"drop_path_rate": 1.5}, "drop_path_rate = 1.5: must be from 0 to 1"),
+        ("unet_film", {"block": "dense"}, "block = 'dense': must be one of plain, residual"),
+        ("deeplabv3_plus", {"depth": 0}, "depth = 0: must be 1 or more"),
+        ("unet", {"precision": "float16"}, "precision = 'float16': must be"),
+        ("deeplabv3_plus_film", {"norm": "adaptive"}, "batch_size = None: must be 1 or more"),
+    ],
+)
+def test_wrong_options_are_errors(name, option, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, rngs=nnx.Rngs(0), **option)
+
+
+@pytest.mark.parametrize("name", ["unet_residual", "unet_attention", "unet_all_features"])
+def test_steering_is_optional(name):
+    network = abstract(name, film=False)
+    assert network.embed is None
+    assert shape_of(network, jnp.zeros((2, 8, 8, 1))).shape == (2, 8, 8, 1)
