@@ -42,6 +42,7 @@ def train(
     callbacks: Sequence[Callback] | None = None,
     *,
     folder: str | Path | None = None,
+    history: Mapping[str, Sequence[Any]] | None = None,
     default_callbacks: bool = True,
     loss_fn: Loss | None = None,
     optimizer: Optimizer | None = None,
@@ -62,6 +63,7 @@ def train(
             figures and checkpoints; early stopping if configured).
         folder: an existing run folder to go on in; None for a new one, ``runs_dir/name`` with a number added
             where that exists, or for nothing on disk where ``config.name`` is empty.
+        history: of the epochs before, to go on from: the best so far and the patience count them.
         default_callbacks: False leaves the default hooks out.
         loss_fn: ``loss(logits, targets, *, valid=None, sample_weight=None)`` instead of the configured loss;
             one that learns needs ``create_state(..., loss_fn=...)`` too.
@@ -71,7 +73,8 @@ def train(
 
     Returns:
         The trained state, and the history: ``train_loss``, ``val_loss``, ``train_metrics``, ``val_metrics``,
-        ``lr`` (of the epoch's last step) and ``epoch_times`` (seconds), one entry an epoch of this call.
+        ``lr`` (of the epoch's last step) and ``epoch_times`` (seconds), one entry an epoch, after those of
+        ``history``.
 
     Raises:
         ValueError: settings or data that cannot train; before anything is compiled where possible.
@@ -94,13 +97,17 @@ def train(
         jax.tree.map(jnp.copy, state),
         steps,
         data=data,
-        history={name: [] for name in HISTORY},
+        history={name: list((history or {}).get(name, ())) for name in HISTORY},
         folder=None if folder is None else Path(folder),
     )
     on_disk = run.folder is not None or bool(config.name)
     before, after = hooks_of(config, on_disk) if default_callbacks else ([], [])
     hooks = CallbackList([*before, *(callbacks or ()), *after], run)
     monitor = Monitor(config.monitor_metric, config.monitor_mode)
+    for train_metrics, val_metrics in zip(
+        run.history["train_metrics"], run.history["val_metrics"], strict=True
+    ):
+        monitor.update({"train_metrics": train_metrics, "val_metrics": val_metrics})
     if run.folder is None and config.name:
         run.folder = new_run_folder(config)
     start, done = divmod(int(state.step), steps)

@@ -212,7 +212,7 @@ class Settings:
     early_stopping_mode: Literal["auto", "min", "max"] = "auto"
     """Whether less or more of it is better; auto: by its name."""
     early_stopping_patience: Count = 10
-    """Epochs without improvement that early stopping bears."""
+    """Epochs in a row without improvement after which early stopping ends the training."""
     early_stopping_min_delta: NotNegative = 0.0
     """Least change that counts as improvement."""
     early_stopping_restore_best: bool = False

@@ -78,19 +78,18 @@ class Trainer:
         """
         if self.folder is None and self.config.name:
             self.folder = new_run_folder(self.config)
-        self.state, history = train(
+        self.state, self.history = train(
             self.state,
             self.config,
             self.data,
             self.callbacks,
             folder=self.folder,
+            history=self.history,
             default_callbacks=self.default_callbacks,
             loss_fn=self.loss_fn,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
-        for name, entries in history.items():
-            self.history[name] += entries
         self._update_model()
         return self.history
 

@@ -20,8 +20,11 @@ from forestgaps_jax import (
     predict,
     train,
 )
+from forestgaps_jax.callbacks import EVENTS
+from forestgaps_jax.checkpoint import restore
 from forestgaps_jax.loop import HISTORY
 from forestgaps_jax.metrics import to_json
+from forestgaps_jax.models import create_model_from_config
 
 
 def equal(a, b) -> bool:
@@ -71,7 +74,7 @@ def test_training_learns_and_leaves_the_callers_state_usable(state, config, arra
     assert evaluate(state, config, arrays)["loss"] == before["loss"]
 
 
-def test_history_has_one_plain_entry_an_epoch(state, config, data):
+def test_fault_01_history_has_one_plain_entry_an_epoch(state, config, data):
     _, history = train(state, config, data)
     assert tuple(history) == HISTORY
     assert all(len(entries) == config.epochs for entries in history.values())
@@ -168,7 +171,7 @@ def test_evaluation_equals_scikit_learn_on_the_predictions(state, config, arrays
     assert metrics["threshold_metrics"][5.0]["n_samples"] == 11
 
 
-def test_loss_of_an_epoch_weighs_every_valid_pixel_once(state, config, arrays):
+def test_fault_08_loss_of_an_epoch_weighs_every_valid_pixel_once(state, config, arrays):
     config = replace(config, loss_type="bce")
     total = sum(evaluate(state, config, [batch])["loss"] * batch["valid"].sum() for batch in arrays)
     expected = total / sum(batch["valid"].sum() for batch in arrays)
@@ -299,3 +302,80 @@ def test_unknown_surface_counts_nowhere_even_if_called_valid(state, config, arra
     assert evaluate(state, config, [batch])["n_pixels"] == 4 * 11 * 16
     del batch["valid"]
     assert evaluate(state, config, [batch])["n_pixels"] == 4 * 11 * 16
+
+
+def test_fault_03_training_fires_each_event_once_at_its_place_and_validation_its_own(state, config, arrays):
+    fired = []
+
+    def recorder(event):
+        def at(self, position, logs=None):
+            fired.append((event, position, *sorted(logs)))
+
+        def once(self, logs=None):
+            fired.append((event, *sorted(logs)))
+
+        return at if "epoch" in event or "batch" in event else once
+
+    Record = type("Record", (Callback,), {event: recorder(event) for event in EVENTS})
+    train(state, replace(config, epochs=1), {"train": arrays, "val": arrays[:1]}, [Record()])
+    batch = [
+        step
+        for number in range(3)
+        for step in (
+            ("on_batch_begin", number, "epoch"),
+            ("on_batch_end", number, "batch_size", "epoch", "metrics"),
+        )
+    ]
+    assert fired == [
+        ("on_train_begin", "config", "model", "model_summary"),
+        ("on_epoch_begin", 0),
+        *batch,
+        ("on_validation_begin",),
+        ("on_validation_batch_begin", 0),
+        ("on_validation_batch_end", 0, "metrics"),
+        ("on_validation_end", "metrics"),
+        ("on_epoch_end", 0, "epoch_time", "improved", "lr", "train_metrics", "val_metrics"),
+        ("on_train_end", "best_metrics", "history", "stop_reason"),
+    ]
+    fired.clear()
+    evaluate(state, config, arrays[:1], [Record()])
+    assert [name for name, *_ in fired] == [
+        "on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end",
+    ]  # fmt: skip
+
+
+def test_a_users_callback_joins_the_default_ones_unless_they_are_turned_off(state, config, data, tmp_path):
+    config = replace(config, epochs=1, name="run", runs_dir=str(tmp_path), vis_save_frequency=0)
+    summaries = []
+
+    class Mine(Callback):
+        def on_train_begin(self, logs=None):
+            summaries.append(logs["model_summary"])
+
+    train(state, config, data, [Mine()])
+    train(state, config, data, [Mine()], default_callbacks=False)
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    assert list((tmp_path / "run-2").iterdir()) == []
+    assert "parameters" in summaries[0]
+
+
+def test_a_callback_asks_for_a_checkpoint_within_an_epoch(state, config, data, tmp_path):
+    class Save(Callback):
+        def on_batch_end(self, batch, logs=None):
+            if batch == 1 and logs["epoch"] == 0:
+                self.run.save()
+                self.run.stop("enough for the test")
+
+    config = replace(config, name="run", runs_dir=str(tmp_path), vis_save_frequency=0)
+    part, _ = train(state, config, data, [Save()])
+    restored = restore(tmp_path / "run" / "checkpoints", state).state
+    assert int(part.step) == int(restored.step) == 2
+    whole, _ = train(state, replace(config, name=""), data)
+    assert equal(train(restored, replace(config, name=""), data)[0], whole)
+
+
+def test_plateau_without_what_it_follows_is_refused(config, arrays):
+    config = replace(config, scheduler_type="plateau")
+    state = create_state(create_model_from_config(config), config)
+    with pytest.raises(ValueError, match=r"follows val_iou, and there are no\s+validation data"):
+        train(state, config, {"train": arrays})

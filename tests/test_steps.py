@@ -94,7 +94,7 @@ def test_equal_settings_give_the_same_compiled_step():
     assert step(epochs=3) is not step(epochs=4)
 
 
-def test_prediction_is_a_probability_in_float32(state, batch):
+def test_fault_15_the_sigmoid_is_applied_once(state, batch):
     probability = predict_step(state, batch.dsm, batch.threshold)
     logits = 0.3 * np.asarray(batch.dsm, np.float64) - 0.2 * np.asarray(batch.threshold)[:, None, None, None]
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), rtol=1e-5)

@@ -74,7 +74,7 @@ class EarlyStoppingCallback(Callback):
         if self._count(epoch, logs) and self.restore_best:
             state = self.run.state
             # Copies: the next step takes the arrays of the state.
-            self._weights = {name: getattr(state, name) for name in _KEPT}
+            self._weights = jax.tree.map(jnp.copy, {name: getattr(state, name) for name in _KEPT})
         if self._waited >= max(self.patience, 1) and epoch + 1 < self.run.config.epochs:
             self.run.stop(f"{self.monitor.name} {self._standstill()} for {self._waited} epochs")
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -100,6 +101,41 @@ def test_an_epoch_of_the_compiling_step_alone_has_no_speed(state, config, clock)
     assert math.isnan(timer.ms_per_step[0])
     assert math.isnan(timer.tiles_per_second[0])
     assert timer.ms_per_step[1] == pytest.approx(500.0)
+
+
+class InFlight:
+    """A value of a step that the device has not finished; whoever waits for it is written down."""
+
+    def __init__(self, number: int, waited: list[int]):
+        self.number, self.waited = number, waited
+
+    def block_until_ready(self):
+        self.waited.append(self.number)
+        return self
+
+
+def in_flight(waited: list[int]) -> LambdaCallback:
+    """Gives the steps of epoch 0 the values 0, 1, 2, those of epoch 1 10, 11, 12."""
+    return LambdaCallback(
+        on_batch_end=lambda batch, logs: logs.update(
+            metrics={"loss": InFlight(10 * logs["epoch"] + batch, waited)}
+        )
+    )
+
+
+def test_the_timer_waits_for_the_first_step_and_the_last_of_each_epoch_only(state, config):
+    waited: list[int] = []
+    drive(new_run(state, config), [in_flight(waited), Timer()], [scores(), scores()])
+    assert waited == [0, STEPS - 1, 10 + STEPS - 1]
+
+
+def test_a_profile_ends_when_the_device_has_done_the_last_step(state, config, tmp_path, monkeypatch):
+    waited: list[int] = []
+    ended: list[list[int]] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: ended.append([*waited]))
+    drive(new_run(state, config), [in_flight(waited), Profiler(0, 1, tmp_path)], [scores(), scores()])
+    assert ended == [[1]] == [waited]
 
 
 def test_a_timer_can_serve_two_trainings(state, config, clock):

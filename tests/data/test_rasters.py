@@ -102,7 +102,7 @@ UNDECLARED = [np.nan, np.inf, -np.inf, -9999, -32768, -32767, 3.4e38, -3.4028235
 
 
 @pytest.mark.parametrize("value", UNDECLARED)
-def test_undeclared_nodata(pair, value):
+def test_fault_16_undeclared_nodata(pair, value):
     site = read_site(*pair(with_hole(DSM, value)))
     assert_only_hole(site.dsm, DSM)
     site = read_site(*pair(chm=with_hole(CHM, value)))
@@ -348,7 +348,7 @@ def test_not_a_raster(pair, tmp_path):
 
 @pytest.mark.parametrize("compress", ["none", "deflate", "lzw"])
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.01])
-def test_truncated(tmp_path, pair, kept, compress):
+def test_fault_16_a_truncated_file_is_an_error_and_no_zeros(tmp_path, pair, kept, compress):
     noise = np.random.default_rng(2).uniform(100, 200, (200, 300)).astype(np.float32)
     dsm = write(tmp_path / "big.tif", noise, compress=compress)
     dsm.write_bytes(dsm.read_bytes()[: int(dsm.stat().st_size * kept)])

@@ -141,7 +141,7 @@ def test_labels_are_those_of_the_canopy_under_each_pixel(sampler):
         assert_labels_true(*epoch_of(sampler, epoch))
 
 
-def test_surface_unknown_is_not_valid():
+def test_fault_16_surface_unknown_is_not_valid():
     site = coded_site(0, (4, 4))
     site.dsm[1, 2] = np.nan
     sampler = replace(EVAL, rasters=Rasters.from_sites([site]), places=jnp.zeros((1, 3), jnp.int32))
@@ -183,7 +183,7 @@ def test_thresholds_of_a_range_are_drawn_evenly_from_it():
     assert stats.kstest(values, "uniform", (3.0, 22.0)).pvalue > 1e-3
 
 
-def test_evaluation_goes_in_order_through_every_tile_at_every_threshold():
+def test_fault_16_evaluation_turns_nothing_and_goes_in_order_through_every_tile_at_every_threshold():
     batch, used = epoch_of(EVAL, 0)
     expected = [(tuple(place), t) for t in THRESHOLDS for place in PLACES.tolist()]
     found = list(zip(places_of(batch), batch.threshold.tolist(), strict=True))

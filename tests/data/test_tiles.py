@@ -92,7 +92,7 @@ shapes = st.tuples(st.integers(28, 70), st.integers(28, 70))
 
 @settings(max_examples=50, deadline=None)
 @given(shapes=st.lists(shapes, min_size=1, max_size=3), chosen=settings_of_a_split, seed=st.integers(0, 9))
-def test_no_pixel_serves_two_parts(shapes, chosen, seed):
+def test_fault_16_no_pixel_serves_two_parts(shapes, chosen, seed):
     config = Config(**chosen)
     sites = [
         make_site(shape, left=1000.0 * i, known=blotches(shape, seed + i)) for i, shape in enumerate(shapes)

@@ -31,6 +31,7 @@ every = pytest.mark.parametrize("name", sorted(MODELS))
 steered = pytest.mark.parametrize("name", sorted(STEERED))
 
 
+@cache
 def abstract(name, **options):
     """The network without its numbers: quick to make, enough for `jax.eval_shape`."""
     return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **SMALL | options))
