@@ -15,6 +15,8 @@ from forestgaps_jax.state import TrainState
 
 _KEEP = ocp.training.preservation_policies
 _SCORE = "score"
+_MARK = "_CHECKPOINT_METADATA"
+"""File by which a folder is known as a checkpoint; Orbax's own test calls every folder one."""
 
 
 class Checkpoint(NamedTuple):
@@ -110,7 +112,7 @@ def save_one(path: str | Path, state: TrainState, info: dict[str, Any]) -> None:
         FileExistsError: at the path lies something that is no checkpoint; it is left alone.
     """
     folder = Path(path).absolute()
-    if folder.exists() and not ocp.is_orbax_checkpoint(str(folder)):
+    if folder.exists() and not (folder / _MARK).exists():
         raise FileExistsError(f"{path} exists and is no checkpoint: give another path")
     ocp.save(str(folder), _arrays(state), custom_metadata=info, overwrite=True)
 
@@ -123,7 +125,7 @@ def restore_one(path: str | Path, state: TrainState) -> Checkpoint:
         ValueError: it is of another model or optimizer.
     """
     folder = Path(path).absolute()
-    if not folder.exists() or not ocp.is_orbax_checkpoint(str(folder)):
+    if not (folder / _MARK).exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     metadata = ocp.metadata(str(folder))
     _refuse_another(str(path), metadata.metadata, state)

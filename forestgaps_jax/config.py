@@ -120,10 +120,11 @@ class Config(Settings, metaclass=_Checked):
             raise ValueError(f"profile_steps = {self.profile_steps}: the first must be the lower")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1, to leave blocks for training")
-        if self.min_lr > self.learning_rate:
-            raise ValueError(
-                f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}: must not be"
-            )
+        for name in ("min_lr", "warmup_start_lr"):
+            if (rate := getattr(self, name)) > self.learning_rate:
+                raise ValueError(
+                    f"{name} = {rate} is above learning_rate = {self.learning_rate}: must not be"
+                )
 
 
 def _toml(value: Any) -> str:

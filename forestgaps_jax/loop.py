@@ -86,11 +86,6 @@ def train(
     parts: dict[str, Any] = {"loss_fn": loss_fn, "optimizer": optimizer, "scheduler": scheduler}
     recipe = make_recipe(config, steps, gap_shares=_gap_shares(config, data), **parts)
     check_state(state, config, recipe)
-    if state.plateau is not None and data.val is None and config.monitor_metric.startswith("val_"):
-        raise ValueError(
-            f"scheduler_type = {config.scheduler_type!r} follows {config.monitor_metric}, and there are no "
-            "validation data: give data.val, or a monitor_metric of training such as train_loss"
-        )
     # The step gives its buffers away; the caller keeps theirs.
     run = Run(
         config,
@@ -104,6 +99,8 @@ def train(
     before, after = hooks_of(config, on_disk) if default_callbacks else ([], [])
     hooks = CallbackList([*before, *(callbacks or ()), *after], run)
     monitor = Monitor(config.monitor_metric, config.monitor_mode)
+    if state.plateau is not None:
+        monitor.check(config, validated=data.val is not None)
     for train_metrics, val_metrics in zip(
         run.history["train_metrics"], run.history["val_metrics"], strict=True
     ):
@@ -139,8 +136,8 @@ def check_state(state: TrainState, config: Config, recipe: Recipe) -> None:
         raise ValueError(
             f"the state was created with another optimizer than optimizer = {config.optimizer!r}, "
             f"use_gradient_clipping = {config.use_gradient_clipping}, clip_norm = {config.clip_norm}, "
-            f"monitor_gradients = {config.monitor_gradients}, gradient_accumulation_steps = "
-            f"{config.gradient_accumulation_steps}: pass create_state the same settings as train"
+            f"gradient_accumulation_steps = {config.gradient_accumulation_steps}: "
+            "pass create_state the same settings as train"
         )
     plateau, learns = create_plateau(config) is not None, getattr(recipe.loss, "learns", False)
     for part, needed, setting in (

@@ -59,7 +59,7 @@ class Totals:
         loss: the loss times the batch's valid pixels.
         pixels: valid pixels, as the weight of the loss.
         counts: exact confusion, one row a listed threshold and one for the others.
-        norms: gradient norm: sum, largest, steps; None if it is not asked for.
+        norms: finite gradient norms: sum, largest, how many; None if they are not asked for.
         histogram: probabilities by truth, in the rows of ``counts``; None in training and for heights.
         heights: errors of predicted heights; None for a network of gap logits.
     """
@@ -99,7 +99,9 @@ class Totals:
         pixels = jnp.sum(valid, dtype=jnp.float32)
         norms, histogram, heights = self.norms, self.histogram, self.heights
         if norms is not None and grad_norm is not None:
-            norms = jnp.stack([norms[0] + grad_norm, jnp.maximum(norms[1], grad_norm), norms[2] + 1])
+            finite = jnp.isfinite(grad_norm)
+            norm = jnp.where(finite, grad_norm, 0.0)
+            norms = jnp.stack([norms[0] + norm, jnp.maximum(norms[1], norm), norms[2] + finite])
         if histogram is not None:
             histogram = histogram.update(
                 output, decisions.truth, group=decisions.group, valid=decisions.valid
@@ -127,7 +129,8 @@ class Totals:
         metrics = summarize_counts(host.counts, thresholds, loss)
         if host.norms is not None:
             total, largest, steps = host.norms.tolist()
-            metrics |= {"grad_norm": total / steps, "grad_norm_max": largest}
+            mean = total / steps if steps else math.nan
+            metrics |= {"grad_norm": mean, "grad_norm_max": largest if steps else math.nan}
         if host.heights is not None:
             metrics["regression"] = regression_metrics(host.heights)
         if host.histogram is not None:

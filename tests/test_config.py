@@ -342,6 +342,7 @@ def test_shipped_configurations_are_valid():
         ({"tile_size": 24, "depth": 4}, "tile_size = 24 .*depth = 4.*multiple of 16"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction .*test_fraction must be below 1"),
         ({"min_lr": 0.1, "learning_rate": 0.01}, "min_lr = 0.1 .*learning_rate = 0.01"),
+        ({"warmup_start_lr": 0.1, "learning_rate": 0.01}, "warmup_start_lr = 0.1 .*learning_rate = 0.01"),
         ({"threshold_weight_adjustment": {7: 2.0}}, "threshold_weight_adjustment names 7 m"),
         ({"loss_type": "adaptive", "adaptive_weights": (1.0,)}, "adaptive_weights .*one for each"),
         ({"loss_type": "adaptive", "use_focal": False, "use_dice": False}, "use_focal, use_dice or use_bce"),

@@ -377,5 +377,5 @@ def test_a_callback_asks_for_a_checkpoint_within_an_epoch(state, config, data, t
 def test_plateau_without_what_it_follows_is_refused(config, arrays):
     config = replace(config, scheduler_type="plateau")
     state = create_state(create_model_from_config(config), config)
-    with pytest.raises(ValueError, match=r"follows val_iou, and there are no\s+validation data"):
+    with pytest.raises(ValueError, match="val_iou needs validation data"):
         train(state, config, {"train": arrays})

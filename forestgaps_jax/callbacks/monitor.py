@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.metrics import confusion_metrics
+from forestgaps_jax.optimization import metric_mode
 
 _SCORES = (*confusion_metrics([1, 1, 1, 1]), "pr_auc")
 _REGRESSION = ("mse", "rmse", "mae", "r2")  # not the bias: of it neither less nor more is better
-_MINIMISED = ("loss", "error_rate", "mse", "rmse", "mae")
 _KNOWN = ("loss", *_SCORES, *_REGRESSION)
 _NAME = re.compile(r"(?P<phase>val|train)_(?P<metric>.+?)(_(?P<threshold>\d+(\.\d+)?)m)?")
 
@@ -49,7 +49,7 @@ class Monitor:
             raise ValueError(f"min_delta = {min_delta!r}: must be 0 or more")
         self.phase, self.metric, self.threshold = _parse(name)
         self.name, self.min_delta = name, min_delta
-        minimised = self.metric in _MINIMISED if mode == "auto" else mode == "min"
+        minimised = (metric_mode(self.metric) if mode == "auto" else mode) == "min"
         self.mode: Literal["min", "max"] = "min" if minimised else "max"
         self.best: float | None = None
 

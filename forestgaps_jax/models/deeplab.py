@@ -122,9 +122,7 @@ class DeepLabV3Plus(Network):
 
         def stage(number: int) -> ResidualBlock:
             share, dilation = number / (len(stages) - 1), 1 if number < depth else 2
-            return ResidualBlock(
-                stages[number - 1], stages[number], layers, share=share, dilation=dilation
-            )
+            return ResidualBlock(stages[number - 1], stages[number], layers, share=share, dilation=dilation)
 
         self.stages = nnx.List([stage(number) for number in range(1, len(stages))])
         self.pyramid = ASPP(wide, pyramid, rates, layers)

@@ -24,8 +24,8 @@ def drop_path(
 
     Source: Huang et al. 2016, Deep Networks with Stochastic Depth, arXiv:1603.09382.
 
-    >>> drop_path(jnp.ones((6, 1)), 0.5, nnx.Rngs(drop_path=0)).ravel().tolist()
-    [2.0, 0.0, 2.0, 2.0, 2.0, 0.0]
+    >>> jnp.unique(drop_path(jnp.ones((100, 1)), 0.5, nnx.Rngs(drop_path=0))).tolist()
+    [0.0, 2.0]
     """
     if isinstance(rate, (int, float)):
         if not 0.0 <= rate <= 1.0:
@@ -49,8 +49,8 @@ class DropPath(nnx.Module):
     Source: Huang et al. 2016, Deep Networks with Stochastic Depth, arXiv:1603.09382.
 
     >>> drop = DropPath(share=0.5)
-    >>> drop(jnp.ones((6, 1)), 1.0, nnx.Rngs(drop_path=0), train=True).ravel().tolist()
-    [2.0, 0.0, 2.0, 2.0, 2.0, 0.0]
+    >>> jnp.unique(drop(jnp.ones((100, 1)), 1.0, nnx.Rngs(drop_path=0), train=True)).tolist()
+    [0.0, 2.0]
     """
 
     def __init__(self, share: float = 1.0):

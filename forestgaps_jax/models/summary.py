@@ -32,7 +32,25 @@ def model_summary(model: nnx.Module, shape: tuple[int, int, int, int] = (1, 128,
 
     >>> from forestgaps_jax.models import create_model
     >>> model = create_model("unet", rngs=nnx.Rngs(0), features=4, depth=1, norm="adaptive", batch_size=8)
-    >>> print(model_summary(model, (1, 16, 16, 1)))
+    >>> print(model_summary(model, (1, 16, 16, 1)))  # doctest: +ELLIPSIS
+    UNet
+      bottom            896
+      decoder           448
+      encoder           196
+      head              5
+      narrow            36
+      total             1,581 parameters, 0.01 MB
+      input             1 x 16 x 16 x 1
+      output            1 x 16 x 16 x 1 float32
+      forward pass      0.0004... GFLOPs
+      stride            2 px: height and width must be multiples of it
+      height scale      10 m count as 1
+      normalisation     GroupNorm (adaptive: batch_size = 8 is below 16)
+      dropout           0
+      stochastic depth  0 in the deepest block
+      precision         float32
+      spectral norm     none
+      backward pass     keeps features
     """
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     parts = {str(name): jax.tree.leaves(part) for name, part in params.items()}

@@ -116,7 +116,7 @@ class GradientClipping:
         if len(found) != 1:
             raise ValueError(
                 f"the optimizer's state holds {len(found)} gradient records, must be 1: chain one "
-                "GradientClipping(..., monitor=True).transform(), or set monitor_gradients = true"
+                "GradientClipping(..., monitor=True).transform()"
             )
         return {name: value.item() for name, value in vars(jax.device_get(found[0])).items()}
 

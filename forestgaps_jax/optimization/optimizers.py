@@ -54,10 +54,9 @@ def create_optimizer(config: Config, schedule: optax.Schedule) -> optax.Gradient
 
 
 def _clipping(config: Config) -> list[optax.GradientTransformation]:
-    if not (config.use_gradient_clipping or config.monitor_gradients):
+    if not config.use_gradient_clipping:
         return []
-    limit = config.clip_value if config.use_gradient_clipping else None
-    return [GradientClipping(limit, config.clip_norm, config.monitor_gradients).transform()]
+    return [GradientClipping(config.clip_value, config.clip_norm).transform()]
 
 
 def _names(path: tuple[Any, ...]) -> set[str]:

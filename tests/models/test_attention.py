@@ -14,6 +14,7 @@ from forestgaps_jax.models.layers import Layers
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 6, 8, 4)).astype(np.float32)
 KNOWN = RNG.uniform(size=(2, 6, 8, 1)) < 0.6
+FIRST_ONLY = KNOWN & (np.arange(2) == 0)[:, None, None, None]
 
 
 def layers():
@@ -48,7 +49,9 @@ def cbam_oracle(cbam, x, known):
     return out
 
 
-@pytest.mark.parametrize("known", [np.ones_like(KNOWN), KNOWN, KNOWN & (np.arange(2) == 0)[:, None, None, None]])
+@pytest.mark.parametrize(
+    "known", [np.ones_like(KNOWN), KNOWN, KNOWN & (np.arange(2) == 0)[:, None, None, None]]
+)
 def test_cbam_is_that_of_the_paper_over_known_pixels(known):
     cbam = CBAM(4, layers())
     got = nnx.jit(CBAM.__call__)(cbam, np.where(known, X, 1e4), known)

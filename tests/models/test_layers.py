@@ -14,13 +14,11 @@ X = RNG.normal(size=(2, 8, 10, 3)).astype(np.float32)
 
 @pytest.mark.parametrize(
     ("size", "stride", "dilation", "use_bias"),
-    [(3, 1, 1, False), (1, 1, 1, True), (3, 1, 2, False), (6, 2, 1, False), (2, 2, 1, True)],
+    [(3, 1, 2, False), (6, 2, 1, False), (2, 2, 1, True)],
 )
 def test_convolution_is_that_of_flax(size, stride, dilation, use_bias):
     ours = Conv(3, 5, size, stride=stride, dilation=dilation, use_bias=use_bias, rngs=nnx.Rngs(0))
-    flax = nnx.Conv(
-        3, 5, (size, size), stride, kernel_dilation=dilation, use_bias=use_bias, rngs=nnx.Rngs(1)
-    )
+    flax = nnx.Conv(3, 5, (size, size), stride, kernel_dilation=dilation, use_bias=use_bias, rngs=nnx.Rngs(1))
     flax.kernel[...] = ours.kernel[...]
     if use_bias:
         ours.bias[...] = flax.bias[...] = jnp.asarray(RNG.normal(size=5), jnp.float32)

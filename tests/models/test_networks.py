@@ -11,8 +11,18 @@ from jax.extend.core import jaxprs_in_params
 
 from forestgaps_jax.models import create_model
 from tests.models.networks import (
-    DSM, SMALL, STEERED, THRESHOLD, UNSTEERED, abstract, compiled, every, shape_of, small, steered,
-)  # fmt: skip
+    DSM,
+    SMALL,
+    STEERED,
+    THRESHOLD,
+    UNSTEERED,
+    abstract,
+    compiled,
+    every,
+    shape_of,
+    small,
+    steered,
+)
 
 
 @pytest.fixture

@@ -146,9 +146,7 @@ def test_fault_10_a_small_batch_or_evaluation_does_not_change_the_adaptive_branc
     adaptive = with_weights(AdaptiveNorm(SHAPE[-1], batch_size, rngs=nnx.Rngs(0)))
     chosen = make("batch" if batch_size == 16 else "group")
     for samples, train in ((3, True), (1, True), (3, False), (1, False)):
-        got, expected = (
-            call(norm, X[:samples], ALL[:samples], train=train) for norm in (adaptive, chosen)
-        )
+        got, expected = (call(norm, X[:samples], ALL[:samples], train=train) for norm in (adaptive, chosen))
         np.testing.assert_array_equal(got, expected)
 
 

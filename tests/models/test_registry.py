@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.models import MODELS, create_model, create_model_from_config
+from forestgaps_jax.models import MODELS, Norm, create_model, create_model_from_config
 from tests.models.networks import SMALL, every
 
 
@@ -30,12 +30,18 @@ def test_an_unknown_option_is_a_type_error():
         create_model("unet", rngs=nnx.Rngs(0), feature=4)
 
 
+def kinds_of_norms(network):
+    return {module.kind for _, module in nnx.iter_modules(network) if isinstance(module, Norm)}
+
+
 def shapes(build):
     return jax.tree.map(lambda leaf: leaf.shape, jax.tree.leaves(nnx.state(nnx.eval_shape(build))))
 
 
 @every
-@pytest.mark.parametrize("chosen", [{"features": 6, "depth": 1, "norm": "group"}, {"features": 3, "depth": 3}])
+@pytest.mark.parametrize(
+    "chosen", [{"features": 6, "depth": 1, "norm": "group"}, {"features": 3, "depth": 3}]
+)
 def test_the_model_of_a_config_has_its_features_and_depth(name, chosen):
     config = Config(model_name=name, **chosen)
     expected = shapes(lambda: create_model(name, rngs=nnx.Rngs(0), **chosen))
@@ -46,23 +52,20 @@ def test_the_model_of_a_config_has_its_features_and_depth(name, chosen):
 def test_the_model_of_a_config_has_its_settings(name):
     chosen = {"dropout": 0.25, "height_scale": 7.0, "precision": "bfloat16", "remat": True}
     chosen |= {"spectral_norm": True, "norm": "adaptive", "batch_size": 4, "droppath_final_prob": 0.5}
-    config = Config(model_name=name, depth=2, use_droppath=True, **chosen)
+    config = Config(model_name=name, features=4, depth=2, use_droppath=True, **chosen)
     network = nnx.eval_shape(lambda: create_model_from_config(config))
     kept = {key: getattr(network, key) for key in ("height_scale", "precision", "remat", "spectral_norm")}
     assert kept == {key: chosen[key] for key in kept}
     assert (network.dropout.rate, network.drop_path_rate, network.stride) == (0.25, 0.5, 4)
     assert network.head.direction is not None
-    norms = [module for _, module in network.iter_modules() if hasattr(module, "groups")]
-    assert {norm.kind for norm in norms} == {"group"}
+    assert kinds_of_norms(network) == {"group"}
     config.batch_size, config.use_droppath = 16, False
     network = nnx.eval_shape(lambda: create_model_from_config(config))
-    norms = [module for _, module in network.iter_modules() if hasattr(module, "groups")]
-    assert {norm.kind for norm in norms} == {"batch"}
+    assert kinds_of_norms(network) == {"batch"}
     assert network.drop_path_rate == 0.0
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-@every
+@pytest.mark.parametrize(("name", "depth"), [("unet", 1), ("unet_residual", 3), ("deeplabv3_plus", 3)])
 def test_block_i_of_n_has_its_share_of_stochastic_depth(name, depth):
     network = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), features=2, depth=depth))
     blocks = network.stages if name.startswith("deeplab") else [*network.encoder, network.bottom]

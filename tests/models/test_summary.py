@@ -28,7 +28,7 @@ def test_the_parts_make_the_total(name):
 
 
 def test_parameters_of_a_unet_are_those_of_its_layers():
-    """Features 2, depth 1, counted by hand: kernels, scale and bias of each norm, biases of 1x1 convolutions."""
+    """Counted by hand: kernels, scale and bias of each norm, biases of 1x1 convolutions."""
     encoder = (9 * 1 * 2 + 4) + (9 * 2 * 2 + 4)
     bottom = (9 * 2 * 4 + 8) + (9 * 4 * 4 + 8)
     narrow, decoder, head = 4 * 2 + 2, (9 * 4 * 2 + 4) + (9 * 2 * 2 + 4), 2 + 1

@@ -134,7 +134,7 @@ def test_reset_begins_anew_and_leaves_the_rest():
 
 def test_a_state_without_a_record_or_with_two_is_refused():
     plain = optax.adam(0.1).init(gradients(1.0))
-    with pytest.raises(ValueError, match=r"holds 0 gradient records.*monitor_gradients = true"):
+    with pytest.raises(ValueError, match=r"holds 0 gradient records.*monitor=True"):
         GradientClipping.statistics(plain)
     clipping = GradientClipping(monitor=True)
     twice = optax.chain(clipping.transform(), clipping.transform()).init(gradients(1.0))

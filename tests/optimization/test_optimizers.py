@@ -176,10 +176,8 @@ def test_the_state_has_the_same_structure_for_every_schedule(k):
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("k", [1, 2])
 def test_monitored_gradients_are_those_before_clipping(clip, k):
-    config = Config(
-        monitor_gradients=True, use_gradient_clipping=clip, clip_value=8.0, gradient_accumulation_steps=k
-    )
-    optimizer = create_optimizer(config, rate)
+    clipping = GradientClipping(8.0 if clip else None, monitor=True).transform()
+    optimizer = optax.MultiSteps(optax.chain(clipping, optax.sgd(rate)), k).gradient_transformation()
     params = tree(0)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in GRADIENTS:
