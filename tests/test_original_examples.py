@@ -135,7 +135,7 @@ def test_scheduler(config):
 
     config.scheduler_type, config.warmup_epochs, config.epochs = "cosine_warm", 5, 20
     schedule = create_scheduler(config, 10)
-    assert float(schedule(0)) == pytest.approx(config.warmup_start_lr)
+    assert float(schedule(0)) == pytest.approx(config.warmup_start_lr, rel=1e-4)
     assert float(schedule(50)) == pytest.approx(config.learning_rate)
     assert float(schedule(200)) == pytest.approx(config.min_lr, rel=1e-4)
 
