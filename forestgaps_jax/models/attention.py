@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from forestgaps_jax.models.initializers import he_normal
-from forestgaps_jax.models.layers import Layers
+from forestgaps_jax.layers.conv import Layers
+from forestgaps_jax.layers.initializers import he_normal
 from forestgaps_jax.models.resize import double
 
 REDUCTION = 16

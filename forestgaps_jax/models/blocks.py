@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from forestgaps_jax.layers.conv import Layers
+from forestgaps_jax.layers.drop_path import DropPath, Rate
+from forestgaps_jax.layers.norm import Modulation
 from forestgaps_jax.models.attention import CBAM
-from forestgaps_jax.models.drop_path import DropPath, Rate
-from forestgaps_jax.models.film import Modulation
-from forestgaps_jax.models.layers import Layers
 
 
 class ConvBlock(nnx.Module):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from forestgaps_jax.layers.conv import Layers
+from forestgaps_jax.layers.drop_path import Rate
+from forestgaps_jax.layers.norm import Modulation
 from forestgaps_jax.models.attention import mean_of_known
 from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
-from forestgaps_jax.models.drop_path import Rate
-from forestgaps_jax.models.film import Modulation
-from forestgaps_jax.models.layers import Layers
 from forestgaps_jax.models.network import Network
 from forestgaps_jax.models.resize import double, halve
 

@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from forestgaps_jax.models.initializers import he_normal
-
-Modulation = tuple[Float[Array, "batch 1 1 channels"], Float[Array, "batch 1 1 channels"]]
-"""Factor and summand of a layer's features."""
+from forestgaps_jax.layers.initializers import he_normal
+from forestgaps_jax.layers.norm import Modulation
 
 
 class ThresholdEmbedding(nnx.Module):

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from forestgaps_jax.layers.conv import Layers
+from forestgaps_jax.layers.drop_path import Rate
+from forestgaps_jax.layers.norm import Modulation
 from forestgaps_jax.models.blocks import ConvBlock
-from forestgaps_jax.models.drop_path import Rate
-from forestgaps_jax.models.film import FiLM, Modulation, ThresholdEmbedding
+from forestgaps_jax.models.film import FiLM, ThresholdEmbedding
 from forestgaps_jax.models.height import normalize_height
-from forestgaps_jax.models.layers import Layers
 
 EMBEDDING = 64
 """Width of the threshold's embedding."""

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from forestgaps_jax.layers.norm import BATCH_OF_BATCH_NORM, choose_norm
 from forestgaps_jax.models.network import Network
-from forestgaps_jax.models.norm import BATCH_OF_BATCH_NORM, choose_norm
 
 
 def parameter_count(model: nnx.Module) -> int:

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from forestgaps_jax.layers.conv import Layers
+from forestgaps_jax.layers.drop_path import Rate
 from forestgaps_jax.models.attention import AttentionGate
 from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
-from forestgaps_jax.models.drop_path import Rate
-from forestgaps_jax.models.layers import Layers
 from forestgaps_jax.models.network import Network
 from forestgaps_jax.models.resize import double, halve
 

@@ -5,13 +5,17 @@ from forestgaps_jax.optimization.lr_schedulers import create_scheduler, learning
 from forestgaps_jax.optimization.optimizers import create_optimizer, kernel_mask
 from forestgaps_jax.optimization.plateau import Plateau, PlateauState, create_plateau, metric_mode
 from forestgaps_jax.optimization.regularization import (
+    AdaptiveNorm,
     CompositeRegularization,
+    DropPath,
     drop_path_rates,
     drop_path_schedule,
 )
 
 __all__ = [
+    "AdaptiveNorm",
     "CompositeRegularization",
+    "DropPath",
     "GradientClipping",
     "Plateau",
     "PlateauState",

@@ -10,11 +10,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from forestgaps_jax.config import Config
+from forestgaps_jax.layers import AdaptiveNorm, DropPath
 from forestgaps_jax.optimization.clipping import GradientClipping
 from forestgaps_jax.optimization.optimizers import kernel_mask
 from forestgaps_jax.optimization.spectral import convolutions, normalize_kernel
 
-__all__ = ["CompositeRegularization", "GradientClipping", "drop_path_rates", "drop_path_schedule"]
+__all__ = [
+    "AdaptiveNorm",
+    "CompositeRegularization",
+    "DropPath",
+    "GradientClipping",
+    "drop_path_rates",
+    "drop_path_schedule",
+]
 
 _STEEPNESS = 5.0
 """Of the exponential rise: half of the way is made in the last seventh of the time."""

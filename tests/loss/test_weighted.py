@@ -45,7 +45,7 @@ def test_fault_06_weights_are_interpolated_and_hold_outside():
         (DiceLoss(reduction="image"), lambda *a, **k: dice(*a, reduction="image", **k)),
         (CombinedFocalDiceLoss(), combined),
     ],
-    ids=repr,
+    ids=["bce", "focal", "dice", "dice of images", "combined"],
 )
 def test_fault_06_each_samples_terms_are_multiplied(loss, oracle):
     logits, targets, valid, weight = masked_case(0)

@@ -8,8 +8,8 @@ from flax import nnx
 from scipy.signal import correlate
 from scipy.special import expit
 
+from forestgaps_jax.layers.conv import Layers
 from forestgaps_jax.models.attention import CBAM, AttentionGate, mean_of_known
-from forestgaps_jax.models.layers import Layers
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 6, 8, 4)).astype(np.float32)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from forestgaps_jax.layers.conv import Layers
 from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
-from forestgaps_jax.models.layers import Layers
 
 X = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
 ALL = jnp.ones((2, 6, 8, 1), bool)

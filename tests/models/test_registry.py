@@ -4,7 +4,8 @@ import pytest
 from flax import nnx
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.models import MODELS, Norm, create_model, create_model_from_config
+from forestgaps_jax.layers import Norm
+from forestgaps_jax.models import MODELS, create_model, create_model_from_config
 from tests.models.networks import SMALL, every
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forestgaps_jax.models.initializers import he_normal
+from forestgaps_jax.layers.initializers import he_normal
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 3, 32, 40)])

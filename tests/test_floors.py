@@ -12,6 +12,7 @@ FLOORS = [
     {"types", "fields"},
     {"settings"},
     {"config"},
+    {"layers"},
     {"loss", "metrics", "optimization", "models", "data", "figures"},
     {"recipe"},
     {"state"},

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from forestgaps_jax.models.film import Modulation
+Modulation = tuple[Float[Array, "batch 1 1 channels"], Float[Array, "batch 1 1 channels"]]
+"""Factor and summand of a layer's features."""
 
 BATCH_OF_BATCH_NORM = 16
 """Samples from which adaptive normalisation trusts the statistics of a batch."""

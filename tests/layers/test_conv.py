@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from forestgaps_jax.models.layers import Conv, Layers
+from forestgaps_jax.layers.conv import Conv, Layers
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 8, 10, 3)).astype(np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from forestgaps_jax.models.norm import AdaptiveNorm, Norm, choose_norm
+from forestgaps_jax.layers.norm import AdaptiveNorm, Norm, choose_norm
 
 SHAPE = (3, 4, 5, 6)
 RNG = np.random.default_rng(0)

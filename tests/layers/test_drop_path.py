@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from forestgaps_jax.models.drop_path import DropPath, drop_path
+from forestgaps_jax.layers.drop_path import DropPath, drop_path
 
 X = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from forestgaps_jax.models.initializers import he_normal
-from forestgaps_jax.models.norm import AdaptiveNorm, Norm, choose_norm
+from forestgaps_jax.layers.initializers import he_normal
+from forestgaps_jax.layers.norm import AdaptiveNorm, Norm, choose_norm
 
 
 class Conv(nnx.Module):
