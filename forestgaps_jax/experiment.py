@@ -150,7 +150,8 @@ def _is_own_data(config: Config, trained: Config) -> bool:
     """
     now, before = config.to_dict(), trained.to_dict()
     other = {name for name in now if now[name] != before[name]}
-    if wrong := sorted(other & _MODEL):
+    # Adaptive normalisation was chosen by the batch size.
+    if wrong := sorted(other & (_MODEL | ({"batch_size"} if config.norm == "adaptive" else set()))):
         raise ValueError(
             f"{wrong[0]} = {now[wrong[0]]} is not what was trained: {before[wrong[0]]}; leave it"
         )
