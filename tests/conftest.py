@@ -3,12 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from forestgaps_jax import Config, Data, TrainState, create_state
 from forestgaps_jax.data import create_data, virtual_forest
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.types import Site
+
+# What one test has compiled, another test, worker or later run need not: half of the suite's time.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

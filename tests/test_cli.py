@@ -164,7 +164,7 @@ def test_help_lists_every_setting_with_its_meaning(capsys):
         (["train", "--dsm", "a.tif"], 1, "each DSM needs its CHM"),
         (["train", "--dsm", "a.tif", "--chm", "b.tif"], 1, "a.tif"),
         (["train", "--virtual-size", "64", "--virtual-sites", "1"], 1, "make tile_size"),
-        (["train", "--monitor-metric", "val_iuo"], 1, "monitor_metric = 'val_iuo'"),
+        (["train", "--monitor-metric", "val_iuo"], 1, "monitored metric 'val_iuo': did you mean 'val_iou'"),
         (["train", "--model-name", "unte"], 1, "did you mean 'unet'"),
         (["evaluate", "runs/nowhere"], 1, "runs/nowhere"),
     ],

@@ -303,7 +303,9 @@ def test_toml_gives_back_every_setting(given, tmp_path):
 @example("".join(map(chr, range(256))), 5e-324)
 def test_toml_gives_back_any_text_and_number(tmp_path, text, number):
     path = tmp_path / "run.toml"
-    config = Config(runs_dir=text, learning_rate=number, min_lr=0.0, dsm=(text,), chm=(text,))
+    config = Config(
+        runs_dir=text, learning_rate=number, min_lr=0.0, warmup_start_lr=0.0, dsm=(text,), chm=(text,)
+    )
     config.to_toml(path)
     assert Config.from_toml(path) == config
 

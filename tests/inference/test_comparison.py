@@ -78,7 +78,9 @@ def test_tiles_without_a_valid_pixel_are_nan_not_0():
 
 
 def test_table_has_a_row_for_each_threshold_and_one_of_means(scores):
-    head, names, *rows, means = format_table({"model": scores["grey_opening"], **scores}).splitlines()
+    head, names, *rows, means, outline, objects = format_table(
+        {"model": scores["grey_opening"], **scores}
+    ).splitlines()
     assert head.split() == ["model", "grey", "opening", "all", "gap"]
     assert names.split() == ["height", "gaps"] + 3 * ["IoU", "F1", "prec.", "recall"]
     assert [row.split()[:2] for row in rows] == [["5", "m"], ["12", "m"]]
@@ -92,10 +94,21 @@ def test_table_has_a_row_for_each_threshold_and_one_of_means(scores):
         for n in ("grey_opening", "all_gap")
     ]
     assert [float(cell) for cell in means.split()[2:]] == pytest.approx([expected[0], *expected], abs=6e-4)
+    for line, label, name in ((outline, "outline", "boundary_f1"), (objects, "object", "object_f1")):
+        expected = [scores[n][name] for n in ("grey_opening", "grey_opening", "all_gap")]
+        assert line.split()[:2] == [label, "F1"]
+        assert [float(c) for c in line.split()[2:]] == pytest.approx(expected, abs=6e-4, nan_ok=True)
+
+
+def test_outlines_and_objects_are_scored_only_if_asked_for(scores):
+    plain = {name: {**metrics} for name, metrics in scores.items()}
+    for metrics in plain.values():
+        del metrics["boundary_f1"], metrics["object_f1"]
+    assert format_table(plain).splitlines()[-1].split()[:2] == ["mean", "IoU"]
 
 
 def test_means_stand_under_their_columns(scores):
-    _, names, *_, means = format_table(scores).splitlines()
+    _, names, *_, means, _, _ = format_table(scores).splitlines()
     ends = [i + 3 for i in range(len(names)) if names.startswith("IoU", i)]
     assert [means[:end].split()[-1] for end in ends] == means.split()[2:]
 
