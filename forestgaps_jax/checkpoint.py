@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.state import TrainState
@@ -97,7 +99,7 @@ def restore(folder: str | Path, state: TrainState, step: int | None = None) -> C
         metadata = manager.metadata(step)
         _refuse_another(f"checkpoint {step} in {folder}", metadata.metadata, state)
         arrays = manager.load(step, _arrays(state))
-    return Checkpoint(replace(state, **arrays), dict(metadata.custom_metadata or {}))
+    return _restored(state, arrays, metadata)
 
 
 def save_one(path: str | Path, state: TrainState, info: dict[str, Any]) -> None:
@@ -130,7 +132,23 @@ def restore_one(path: str | Path, state: TrainState) -> Checkpoint:
     metadata = ocp.metadata(str(folder))
     _refuse_another(str(path), metadata.metadata, state)
     arrays: Any = ocp.load(str(folder), _arrays(state))
-    return Checkpoint(replace(state, **arrays), dict(metadata.custom_metadata or {}))  # type: ignore[arg-type]
+    return _restored(state, arrays, metadata)
+
+
+def _restored(state: TrainState, arrays: Any, metadata: Any) -> Checkpoint:
+    return Checkpoint(
+        replace(state, **jax.tree.map(_uncommitted, arrays)), dict(metadata.custom_metadata or {})
+    )
+
+
+def _uncommitted(leaf: jax.Array) -> jax.Array:
+    """The array, free again: Orbax ties it to its device, and steps would compile anew for that."""
+    if len(leaf.sharding.device_set) > 1:
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = jnp.array(np.asarray(jax.random.key_data(leaf)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    return jnp.array(np.asarray(leaf))
 
 
 def _refuse_another(name: str, saved: Any, state: TrainState) -> None:

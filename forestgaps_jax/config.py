@@ -13,6 +13,26 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from forestgaps_jax.fields import checked, field_docs
 from forestgaps_jax.settings import Settings
 
+_LOW_RATES = {
+    "min_lr": ("cosine", "cosine_warm", "cosine_restart", "plateau", "warmup_plateau"),
+    "warmup_start_lr": ("cosine_warm", "warmup_plateau"),
+}
+"""Settings that may not be above ``learning_rate``, and the schedules that read them."""
+
+_ELSEWHERE = {
+    "lr": "learning_rate",
+    "gamma": "step_gamma, exponential_gamma or focal_gamma",
+    **{name: f"plateau_{name}" for name in ("factor", "patience", "threshold_mode", "mode", "cooldown")},
+    "threshold": "plateau_threshold; for heights, thresholds",
+    "mixed_precision": "precision = 'bfloat16'",
+    "gradient_checkpointing": "remat",
+    "drop_path_rate": "use_droppath and droppath_final_prob",
+    "save_best_only": "save_frequency and max_to_keep",
+    "logs_dir": "runs_dir and name",
+    "checkpoints_dir": "runs_dir and name",
+}
+"""What stands here for settings of the original and of other libraries."""
+
 
 class _Checked(type):
     """Checks and converts settings before the dataclass's own ``__init__`` sees them."""
@@ -120,10 +140,11 @@ class Config(Settings, metaclass=_Checked):
             raise ValueError(f"profile_steps = {self.profile_steps}: the first must be the lower")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1, to leave blocks for training")
-        for name in ("min_lr", "warmup_start_lr"):
-            if (rate := getattr(self, name)) > self.learning_rate:
+        for name, readers in _LOW_RATES.items():
+            if (rate := getattr(self, name)) > self.learning_rate and self.scheduler_type in readers:
                 raise ValueError(
-                    f"{name} = {rate} is above learning_rate = {self.learning_rate}: must not be"
+                    f"{name} = {rate} is above learning_rate = {self.learning_rate}, which scheduler_type = "
+                    f"{self.scheduler_type!r} does not allow: choose a lower {name}"
                 )
 
 
@@ -142,6 +163,11 @@ def _hints() -> dict[str, Any]:
 def _refuse_unknown(names: Iterable[str], error: type[Exception], owner: str) -> None:
     for name in names:
         if name not in _hints():
-            close = difflib.get_close_matches(name, _hints(), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "forestgaps-jax train --help lists all"
-            raise error(f"{owner} has no setting {name!r}; {hint}")
+            raise error(f"{owner} has no setting {name!r}; {_hint(name)}")
+
+
+def _hint(name: str) -> str:
+    if name.lower() in _ELSEWHERE:
+        return f"here that is {_ELSEWHERE[name.lower()]}"
+    close = difflib.get_close_matches(name, _hints(), n=1)
+    return f"did you mean {close[0]!r}?" if close else "forestgaps-jax train --help lists all"

@@ -1,8 +1,9 @@
 """What a state is worth, and what it predicts."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from forestgaps_jax.data.reading import as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.metrics import GapScores, merge_metrics
+from forestgaps_jax.recipe import check_loss
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import make_eval_step, predict_step, predicts_heights
 from forestgaps_jax.totals import Totals
@@ -31,6 +33,8 @@ def evaluate(
     callbacks: Sequence[Callback] | None = None,
     *,
     loss_fn: Loss | None = None,
+    folder: str | Path | None = None,
+    history: Mapping[str, list[Any]] | None = None,
 ) -> dict[str, Any]:
     """Score a state; with the moving average of its weights where it has one.
 
@@ -40,6 +44,8 @@ def evaluate(
         batches: a sampler, an iterable of batches, or a site or several, scored as a whole.
         callbacks: hooks for the test events.
         loss_fn: a loss to report instead of the configured one.
+        folder: the run folder, for callbacks that write.
+        history: of the training, for callbacks that look at it.
 
     Returns:
         ``loss``, the metrics of all pixels, ``pr_auc``, the best probability cut, ``confusion_matrix`` and
@@ -49,9 +55,20 @@ def evaluate(
     Raises:
         ValueError: there is no batch, or one of a wrong shape.
     """
-    hooks = CallbackList(callbacks or (), Run(config, state, 0))
+    if loss_fn is not None:
+        check_loss(loss_fn)
     source = as_evaluation_source(batches, config)
-    return score(state, config, source, hooks, "test", loss_fn or create_loss_function(config))
+    own_runs = {callback: callback.run for callback in callbacks or () if hasattr(callback, "run")}
+    hooks = CallbackList(callbacks or (), _run(config, state, folder, history))
+    try:
+        return score(state, config, source, hooks, "test", loss_fn or create_loss_function(config))
+    finally:
+        for callback, own in own_runs.items():
+            callback.run = own
+
+
+def _run(config: Config, state: TrainState, folder: Any, history: Any) -> Run:
+    return Run(config, state, 0, history=dict(history or {}), folder=None if folder is None else Path(folder))
 
 
 def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, "batch height width 1"]:

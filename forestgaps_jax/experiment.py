@@ -21,6 +21,7 @@ from forestgaps_jax.inference.comparison import format_table, mean_iou_over_thre
 from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config, parameter_count
+from forestgaps_jax.models.registry import REGRESSION_LOSSES
 from forestgaps_jax.state import TrainState, create_state
 from forestgaps_jax.types import Site
 
@@ -132,6 +133,8 @@ def _tile_figure(state: TrainState, config: Config, sites: Sequence[Site], sampl
     dsm, chm = tiles[..., 0], tiles[..., 1]
     truth, valid = chm < np.array(thresholds)[:, None, None], np.isfinite(dsm) & np.isfinite(chm)
     probability = np.asarray(predict(state, dsm, jnp.array(thresholds)))[..., 0]
+    if config.loss_type in REGRESSION_LOSSES:  # it says on which side of the threshold, not how surely
+        probability = probability > 0.5
     resolution = sites[int(sampler.places[chosen[0], 0])].grid.resolution
     return figures.plot_tiles(dsm, truth, probability, thresholds, valid, resolution)
 

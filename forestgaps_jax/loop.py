@@ -11,25 +11,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jaxtyping import Array
 
-from forestgaps_jax.callbacks import Callback, CallbackList, Monitor, Run, new_run_folder
-from forestgaps_jax.callbacks import default_callbacks as hooks_of
+from forestgaps_jax.callbacks import Callback, CallbackList, Monitor, Run, new_run_folder, with_defaults
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.reading import as_data, read_batches, steps_per_epoch
 from forestgaps_jax.evaluation import evaluate, predict, score, wait
-from forestgaps_jax.loss import Loss, create_threshold_weights
-from forestgaps_jax.models import model_summary
+from forestgaps_jax.loss import Loss
 from forestgaps_jax.optimization import create_plateau
+from forestgaps_jax.readiness import check_monitors, check_state, model_logs, threshold_weights
 from forestgaps_jax.recipe import Optimizer, Recipe, make_recipe
-from forestgaps_jax.state import NNXApply, TrainState
-from forestgaps_jax.statistics import gap_shares
+from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import make_train_step, predicts_heights
 from forestgaps_jax.totals import Totals
-from forestgaps_jax.types import BatchSource, Data, Sampler, Site
+from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
-__all__ = ["HISTORY", "check_state", "evaluate", "predict", "train"]
+__all__ = ["HISTORY", "evaluate", "predict", "train"]
 
 HISTORY = ("train_loss", "val_loss", "train_metrics", "val_metrics", "lr", "epoch_times")
 """Keys of the history."""
@@ -74,7 +71,7 @@ def train(
     Returns:
         The trained state, and the history: ``train_loss``, ``val_loss``, ``train_metrics``, ``val_metrics``,
         ``lr`` (of the epoch's last step) and ``epoch_times`` (seconds), one entry an epoch, after those of
-        ``history``.
+        ``history``. Where a training goes on within an epoch, that epoch's train metrics are of its rest.
 
     Raises:
         ValueError: settings or data that cannot train; before anything is compiled where possible.
@@ -83,9 +80,11 @@ def train(
     config.validate()
     data = as_data(data, config)
     steps = steps_per_epoch(data.train)
+    start, done = divmod(int(state.step), steps)
     parts: dict[str, Any] = {"loss_fn": loss_fn, "optimizer": optimizer, "scheduler": scheduler}
-    recipe = make_recipe(config, steps, gap_shares=_gap_shares(config, data), **parts)
+    recipe = make_recipe(config, steps, **parts)
     check_state(state, config, recipe)
+    monitor = check_monitors(config, data, recipe)
     # The step gives its buffers away; the caller keeps theirs.
     run = Run(
         config,
@@ -94,27 +93,25 @@ def train(
         data=data,
         history={name: list((history or {}).get(name, ())) for name in HISTORY},
         folder=None if folder is None else Path(folder),
+        heights=predicts_heights(recipe.loss),
     )
     on_disk = run.folder is not None or bool(config.name)
-    before, after = hooks_of(config, on_disk) if default_callbacks else ([], [])
-    hooks = CallbackList([*before, *(callbacks or ()), *after], run)
-    monitor = Monitor(config.monitor_metric, config.monitor_mode)
-    if state.plateau is not None:
-        monitor.check(config, validated=data.val is not None)
-    for train_metrics, val_metrics in zip(
-        run.history["train_metrics"], run.history["val_metrics"], strict=True
-    ):
-        monitor.update({"train_metrics": train_metrics, "val_metrics": val_metrics})
+    given = list(callbacks or ())
+    hooks = CallbackList(with_defaults(config, on_disk, given) if default_callbacks else given, run)
+    for past in run.past_epochs():
+        monitor.update(past)
+    weights = threshold_weights(config, data) if start < config.epochs else None
+    recipe = make_recipe(config, steps, threshold_weights=weights, **parts)
     if run.folder is None and config.name:
         run.folder = new_run_folder(config)
-    start, done = divmod(int(state.step), steps)
-    hooks.fire("on_train_begin", config=config, **(_model_logs(state, config) if hooks.callbacks else {}))
+    logs = model_logs(state, config) if hooks.callbacks else {}
+    hooks.fire("on_train_begin", config=config, threshold_weights=weights, **logs)
     try:
         for epoch in range(start, config.epochs):
-            _run_epoch(run, hooks, data, recipe, monitor, epoch, done)
-            done = 0
             if run.stop_reason is not None:
                 break
+            _run_epoch(run, hooks, data, recipe, monitor, epoch, done)
+            done = 0
     finally:
         hooks.fire(
             "on_train_end",
@@ -123,43 +120,6 @@ def train(
             stop_reason=run.stop_reason,
         )
     return run.state, run.history
-
-
-def check_state(state: TrainState, config: Config, recipe: Recipe) -> None:
-    """Refuse a state that is not of these settings.
-
-    Raises:
-        ValueError: says which settings have to be those that the state was created with.
-    """
-    wanted = jax.eval_shape(recipe.optimizer.init, state.trained)
-    if jax.tree.structure(wanted) != jax.tree.structure(state.opt_state):
-        raise ValueError(
-            f"the state was created with another optimizer than optimizer = {config.optimizer!r}, "
-            f"use_gradient_clipping = {config.use_gradient_clipping}, clip_norm = {config.clip_norm}, "
-            f"gradient_accumulation_steps = {config.gradient_accumulation_steps}: "
-            "pass create_state the same settings as train"
-        )
-    plateau, learns = create_plateau(config) is not None, getattr(recipe.loss, "learns", False)
-    for part, needed, setting in (
-        (state.ema_params, recipe.ema_decay > 0, f"ema_decay = {recipe.ema_decay}"),
-        (state.plateau, plateau, f"scheduler_type = {config.scheduler_type!r}"),
-        (state.loss_params, learns, f"loss {recipe.loss}"),
-    ):
-        if (part is not None) != needed:
-            raise ValueError(
-                f"the state was created with other settings than {setting}: "
-                "pass create_state the same settings as train"
-            )
-
-
-def _model_logs(state: TrainState, config: Config) -> dict[str, Any]:
-    """The module and its summary; nothing for a model of another library."""
-    if not isinstance(state.apply, NNXApply):
-        return {"model": None, "model_summary": ""}
-    model = nnx.merge(state.apply.graphdef, state.params, state.model_state)
-    stride = getattr(model, "stride", 1)
-    side = stride * -(-config.tile_size // stride)
-    return {"model": model, "model_summary": model_summary(model, (1, side, side, 1))}
 
 
 def _run_epoch(
@@ -175,7 +135,7 @@ def _run_epoch(
     if data.val is not None:
         val_metrics = score(run.state, config, data.val, hooks, "validation", recipe.score_loss)
     logs = {"train_metrics": train_metrics, "val_metrics": val_metrics, "lr": rate}
-    run.state = _follow_plateau(run.state, config, monitor.value(logs))
+    run._advance(_follow_plateau(run.state, config, monitor.value(logs)))
     logs |= {"improved": monitor.update(logs), "epoch_time": time.perf_counter() - start}
     losses = train_metrics["loss"], val_metrics.get("loss", float("nan"))
     entry = (*losses, train_metrics, val_metrics, logs["lr"], logs["epoch_time"])
@@ -199,9 +159,10 @@ def _train_epoch(
     number, logs = -1, None
     for number, batch in enumerate(read_batches(source, done), done):
         hooks.fire("on_batch_begin", number, epoch=epoch)
-        run.state, totals, logs = step(run.state, totals, batch)
+        state, totals, logs = step(run.state, totals, batch)
+        run._advance(state)
         wait(in_flight, logs.loss)
-        size = run.config.batch_size if isinstance(batch, Sampler) else batch.dsm.shape[0]
+        size = _batch_size(batch, run.config)
         hooks.fire("on_batch_end", number, epoch=epoch, metrics=logs._asdict(), batch_size=size)
         if run.stop_reason is not None and number + 1 < run.steps_per_epoch:
             return None
@@ -214,18 +175,14 @@ def _train_epoch(
     return totals.summary(recipe.thresholds), rate
 
 
+def _batch_size(batch: Batch | Sampler, config: Config) -> int:
+    if isinstance(batch, Sampler):
+        return getattr(batch, "batch_size", config.batch_size)
+    return batch.dsm.shape[0]
+
+
 def _follow_plateau(state: TrainState, config: Config, value: float) -> TrainState:
     plateau = create_plateau(config)
     if plateau is None:
         return state
     return replace(state, plateau=plateau.update(state.plateau, value))
-
-
-def _gap_shares(config: Config, data: Data) -> dict[float, float] | None:
-    if not config.use_threshold_weights:
-        return None
-    shares = gap_shares(data.train, config.thresholds)
-    weights = create_threshold_weights(config, shares)
-    told = ", ".join(f"{t:g} m: {weights[t]:.2f} (gap {shares[t]:.1%})" for t in config.thresholds)
-    logging.getLogger(__name__).info("threshold weights from the training data: %s", told)
-    return shares

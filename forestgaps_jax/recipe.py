@@ -9,21 +9,30 @@ from typing import Any
 import optax
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.loss import Loss, create_loss_function, create_loss_with_threshold_weights
-from forestgaps_jax.optimization import create_optimizer, create_scheduler, drop_path_schedule
+from forestgaps_jax.loss import Loss, create_loss_function, weigh_by_threshold
+from forestgaps_jax.optimization import (
+    clip_and_accumulate,
+    create_optimizer,
+    create_scheduler,
+    drop_path_schedule,
+)
 
 Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], optax.GradientTransformation]
 """A transformation with its learning rate inside, or what makes one from a schedule, such as `optax.lion`."""
 
-_OUTSIDE_THE_STEP = {"name", "runs_dir", "seed", "monitor_metric", "dsm", "chm", "tile_overlap", "block_size"}
-_OUTSIDE_THE_STEP |= {"min_valid_fraction", "split_buffer", "val_fraction", "test_fraction", "figure_tiles"}
+_OUTSIDE_THE_STEP = {"name", "runs_dir", "seed", "dsm", "chm", "batch_size", "augment", "threshold_range"}
+_OUTSIDE_THE_STEP |= {"tile_size", "tile_overlap", "block_size", "min_valid_fraction", "split_buffer"}
+_OUTSIDE_THE_STEP |= {"val_fraction", "test_fraction", "figure_tiles", "gap_scores", "boundary_tolerance"}
 _OUTSIDE_THE_STEP |= {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
+_OUTSIDE_THE_STEP |= {"model_name", "features", "depth", "norm", "dropout", "spectral_norm", "precision"}
+_OUTSIDE_THE_STEP |= {"remat", "height_scale", "use_threshold_weights", "threshold_weight_adjustment"}
 _OUTSIDE_THE_STEP |= {"use_progress_bar", "use_tensorboard", "vis_save_frequency", "profile_steps"}
-_OUTSIDE_THE_STEP |= {"monitor_mode", "save_frequency", "max_to_keep", "gap_scores", "boundary_tolerance"}
+_OUTSIDE_THE_STEP |= {"monitor_metric", "monitor_mode", "save_frequency", "max_to_keep"}
 _OUTSIDE_THE_STEP |= {"use_early_stopping", "early_stopping_monitor", "early_stopping_mode"}
 _OUTSIDE_THE_STEP |= {"early_stopping_patience", "early_stopping_min_delta", "early_stopping_restore_best"}
-_OUTSIDE_THE_STEP |= {"use_threshold_weights", "threshold_weight_adjustment"}
-"""Settings that do not change what is compiled."""
+_OUTSIDE_THE_STEP |= {"plateau_mode", "plateau_factor", "plateau_patience", "plateau_threshold"}
+_OUTSIDE_THE_STEP |= {"plateau_threshold_mode", "plateau_cooldown"}
+"""Settings that no loss, optimizer or schedule reads, or that act between the steps."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ def make_recipe(
     loss_fn: Loss | None = None,
     optimizer: Optimizer | None = None,
     scheduler: optax.Schedule | None = None,
-    gap_shares: Mapping[float, float] | None = None,
+    threshold_weights: Mapping[float, float] | None = None,
 ) -> Recipe:
     """Put the recipe of ``config`` together; equal arguments give the same one.
 
@@ -70,18 +79,20 @@ def make_recipe(
         loss_fn: a loss to take instead of the configured one.
         optimizer: an optimizer to take instead of the configured one.
         scheduler: learning rate by optimizer step, instead of the configured one.
-        gap_shares: share of gap in the training data by threshold, to weigh the thresholds by.
+        threshold_weights: factors by threshold (m) on the loss in training.
 
     Raises:
         TypeError: a loss that cannot leave out pixels, or one that cannot be hashed.
+        ValueError: a loss of probabilities, or one that has threshold weights of its own besides; a schedule
+            beside an optimizer that cannot follow it.
     """
     if loss_fn is not None:
-        _check_loss(loss_fn)
+        check_loss(loss_fn)
     settings = tuple((k, v) for k, v in config.to_dict().items() if k not in _OUTSIDE_THE_STEP)
     recipe = _recipe(settings, steps_per_epoch, loss_fn, optimizer, scheduler)
-    if gap_shares is None or loss_fn is not None:
+    if threshold_weights is None:
         return recipe
-    return _weighted(recipe, create_loss_with_threshold_weights(config, gap_shares))
+    return replace(recipe, loss=weigh_by_threshold(recipe.loss, threshold_weights))
 
 
 @lru_cache(maxsize=16)
@@ -94,7 +105,12 @@ def _recipe(
 ) -> Recipe:
     config = Config(**dict(settings))
     rate = scheduler or create_scheduler(config, steps_per_epoch)
-    opaque = isinstance(optimizer, optax.GradientTransformation) and scheduler is None
+    opaque = isinstance(optimizer, optax.GradientTransformation)
+    if opaque and scheduler is not None:
+        raise ValueError(
+            "the optimizer given has its learning rate inside and cannot follow the scheduler: give what "
+            "makes an optimizer from a schedule, such as optax.adamw, instead of optax.adamw(...)"
+        )
     loss = loss_fn or create_loss_function(config)
     return Recipe(
         loss=loss,
@@ -109,27 +125,31 @@ def _recipe(
     )
 
 
-@lru_cache(maxsize=16)
-def _weighted(recipe: Recipe, loss: Loss) -> Recipe:
-    return replace(recipe, loss=loss)
-
-
 def make_optimizer(
     config: Config, schedule: optax.Schedule, optimizer: Optimizer | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of ``config``, or the given one."""
+    """The optimizer of ``config``; or the given one, with the clipping and accumulation of ``config``."""
     if optimizer is None:
         return create_optimizer(config, schedule)
-    return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(schedule)
+    ready = isinstance(optimizer, optax.GradientTransformation)
+    return clip_and_accumulate(config, optimizer if ready else optimizer(schedule))
 
 
-def _check_loss(loss: Any) -> None:
+def check_loss(loss: Any) -> None:
+    """Refuse a loss that the steps cannot use.
+
+    Raises:
+        TypeError: it cannot leave out pixels, or cannot be hashed.
+        ValueError: it takes probabilities, where networks give logits.
+    """
     parameters = inspect.signature(loss).parameters.values()
     if not any(p.name == "valid" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise TypeError(
             f"loss_fn {loss} takes no valid=: it must be called as loss(logits, targets, *, valid, "
             "sample_weight=None), so that pixels without data stay out; see forestgaps_jax.loss"
         )
+    if not getattr(getattr(loss, "loss", loss), "from_logits", True):
+        raise ValueError(f"loss_fn {loss} takes probabilities: networks give logits, set from_logits=True")
     try:
         hash(loss)
     except TypeError:

@@ -138,7 +138,7 @@ class Settings:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimizer. Weight decay is decoupled (adamw) in all three, and acts on kernels only."""
     learning_rate: Positive = 1e-3
-    """Highest learning rate of the schedule."""
+    """Learning rate that the schedule starts from or warms up to; onecycle rises to max_lr instead."""
     weight_decay: NotNegative = 1e-4
     """Decoupled weight decay."""
     adam_betas: tuple[Rate, Rate] = (0.9, 0.999)
@@ -216,7 +216,8 @@ class Settings:
     early_stopping_min_delta: NotNegative = 0.0
     """Least change that counts as improvement."""
     early_stopping_restore_best: bool = False
-    """End with the weights of the best epoch instead of the last."""
+    """What train returns has the weights of the best epoch instead of the last. Checkpoints are of the epochs
+    as they were trained."""
     save_frequency: PositiveInt = 1
     """Epochs between checkpoints."""
     max_to_keep: PositiveInt = 1

@@ -44,4 +44,4 @@ def _count(counts: ConfusionCounts, source: Any, position: Any, listed: tuple[fl
     batch = source.sample(position) if isinstance(source, Sampler) else source
     gap = jnp.asarray(batch.mask) > 0.5
     group = threshold_index(jnp.asarray(batch.threshold), listed)
-    return counts.update(gap, gap, group=group, valid=jnp.asarray(batch.valid))
+    return counts.update(gap, gap, group=group, valid=jnp.asarray(batch.counted))

@@ -35,14 +35,14 @@ class Decisions(NamedTuple):
 def decide(logits: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
     """The decisions of gap logits ``[batch, height, width, 1]`` at the batch's own thresholds."""
     group = threshold_index(jnp.asarray(batch.threshold), thresholds)
-    return Decisions(logits > 0, jnp.asarray(batch.mask) > 0.5, _valid(batch), group)
+    return Decisions(logits > 0, jnp.asarray(batch.mask) > 0.5, jnp.asarray(batch.counted), group)
 
 
 def decide_heights(heights: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
     """The decisions of canopy heights (m) ``[batch, height, width, 1]`` at every listed threshold."""
     count, listed = len(thresholds), jnp.asarray(thresholds, jnp.float32)[:, None, None, None, None]
     shape = (count * heights.shape[0], *heights.shape[1:])
-    valid = jnp.broadcast_to(_valid(batch), (count, *heights.shape))
+    valid = jnp.broadcast_to(jnp.asarray(batch.counted), (count, *heights.shape))
     return Decisions(
         (heights[None] < listed).reshape(shape),
         (jnp.asarray(batch.chm)[None] < listed).reshape(shape),
@@ -95,7 +95,7 @@ class Totals:
         grad_norm: Float[Array, ""] | None = None,
     ) -> "Totals":
         """Add a batch: its loss, what the network gave, and what follows from that."""
-        valid, predicted = _valid(batch), decisions.predicted
+        valid, predicted = jnp.asarray(batch.counted), decisions.predicted
         pixels = jnp.sum(valid, dtype=jnp.float32)
         norms, histogram, heights = self.norms, self.histogram, self.heights
         if norms is not None and grad_norm is not None:
@@ -136,7 +136,3 @@ class Totals:
         if host.histogram is not None:
             merge_metrics(metrics, summarize_curves(host.histogram, thresholds))
         return metrics
-
-
-def _valid(batch: Batch) -> Array:
-    return jnp.ones(batch.dsm.shape, bool) if batch.valid is None else jnp.asarray(batch.valid)

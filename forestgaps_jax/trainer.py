@@ -74,7 +74,8 @@ class Trainer:
     def train(self) -> dict[str, list[Any]]:
         """Train up to ``config.epochs``, going on where the last call ended; returns the whole history.
 
-        Called again it trains the epochs that are left: none, unless ``config.epochs`` was raised.
+        Called again it trains the epochs that are left: none, unless ``config.epochs`` was raised, or a
+        callback had stopped it; early stopping stops at once again where its patience is used up.
         """
         if self.folder is None and self.config.name:
             self.folder = new_run_folder(self.config)
@@ -102,7 +103,15 @@ class Trainer:
         loader = self.data.test if loader is None else loader
         if loader is None:
             raise ValueError("there is no test_loader: give one to the Trainer or to test()")
-        return evaluate(self.state, self.config, loader, self.callbacks, loss_fn=self.loss_fn)
+        return evaluate(
+            self.state,
+            self.config,
+            loader,
+            self.callbacks,
+            loss_fn=self.loss_fn,
+            folder=self.folder,
+            history=self.history,
+        )
 
     def predict(self, inputs: Any, thresholds: Any = 10.0) -> Float[Array, "batch height width 1"]:
         """Gap probabilities of surface tiles.
@@ -123,17 +132,20 @@ class Trainer:
         """Take over the state and the history of a checkpoint.
 
         Args:
-            path: what `save_checkpoint` returned; or a run folder, whose newest checkpoint is read.
+            path: what `save_checkpoint` returned; or a run folder, whose newest checkpoint is read, and in
+                which the training then goes on. After another checkpoint it goes on in a new run folder.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
             ValueError: it is of another model or optimizer.
         """
-        folder = Path(path) / "checkpoints"
-        if folder.is_dir():
-            self.state, info = checkpoint.restore(folder, self.state)
+        checkpoints = Path(path) / "checkpoints"
+        if checkpoints.is_dir():
+            self.state, info = checkpoint.restore(checkpoints, self.state)
+            self.folder = Path(path)
         else:
             self.state, info = checkpoint.restore_one(path, self.state)
+            self.folder = None
         self.history = {name: [] for name in HISTORY} | from_json(info.get("history", {}))
         self._update_model()
 
@@ -162,6 +174,8 @@ def train_model(
     optimizer: Optimizer | None = None,
     scheduler: optax.Schedule | None = None,
     loss_fn: Loss | None = None,
+    *,
+    default_callbacks: bool = True,
 ) -> tuple[nnx.Module, dict[str, list[Any]]]:
     """Train a model in one call; the arguments are those of `Trainer`.
 
@@ -170,7 +184,16 @@ def train_model(
         ``"test_metrics"`` too.
     """
     trainer = Trainer(
-        model, config, train_loader, val_loader, test_loader, callbacks, optimizer, scheduler, loss_fn
+        model,
+        config,
+        train_loader,
+        val_loader,
+        test_loader,
+        callbacks,
+        optimizer,
+        scheduler,
+        loss_fn,
+        default_callbacks=default_callbacks,
     )
     history: dict[str, Any] = trainer.train()
     if test_loader is not None:

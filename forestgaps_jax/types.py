@@ -99,6 +99,11 @@ class Batch:
     valid: Bool[Array | np.ndarray, "batch height width 1"] | None = None
     chm: Float[Array | np.ndarray, "batch height width 1"] | None = None
 
+    @property
+    def counted(self) -> Any:
+        """``valid``, or True everywhere, as an array of the same kind as the others."""
+        return np.ones(self.dsm.shape, bool) if self.valid is None else self.valid
+
 
 @runtime_checkable
 class Sampler(Protocol):

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from forestgaps_jax import Config, TrainState, create_model, create_state
-from forestgaps_jax.checkpoint import Checkpointer, best, latest, restore
+from forestgaps_jax.checkpoint import Checkpointer, best, latest, restore, restore_one, save_one
 
 
 def new_state(features: int = 4, depth: int = 1, model: str = "unet_film", **settings) -> TrainState:
@@ -94,3 +94,15 @@ def test_no_file_of_a_checkpoint_is_a_pickle(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
     assert not any(path.read_bytes()[:2] in (b"\x80\x03", b"\x80\x04", b"\x80\x05") for path in files)
+
+
+def test_a_restored_state_compiles_no_step_anew(tmp_path):
+    state = new_state()
+    save_one(tmp_path / "one", state, {})
+    with Checkpointer(tmp_path / "many") as checkpointer:
+        checkpointer.save(state, {})
+    step = jax.jit(lambda state, totals: (replace(state, step=state.step + 1), totals + 1))
+    for start in (state, restore_one(tmp_path / "one", state).state, restore(tmp_path / "many", state).state):
+        after, totals = step(start, jnp.zeros(()))
+        step(after, totals)
+    assert step._cache_size() == 1

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import pickle
+import re
 import tomllib
 from pathlib import Path
 
@@ -194,6 +195,29 @@ def test_a_name_near_to_none_points_to_the_list():
         Config().xyzzy = 1
 
 
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("gamma", ["step_gamma", "exponential_gamma", "focal_gamma"]),
+        ("factor", ["plateau_factor"]),
+        ("mode", ["plateau_mode"]),
+        ("threshold", ["plateau_threshold", "thresholds"]),
+        ("lr", ["learning_rate"]),
+        ("gradient_checkpointing", ["remat"]),
+        ("drop_path_rate", ["use_droppath", "droppath_final_prob"]),
+        ("LOGS_DIR", ["runs_dir", "name"]),
+        ("save_best_only", ["save_frequency", "max_to_keep"]),
+        ("mixed_precision", ["precision"]),
+    ],
+)
+def test_names_of_the_original_lead_to_those_here(name, here):
+    with pytest.raises(TypeError, match=f"no setting '{name}'; here that is") as caught:
+        Config(**{name: 1})
+    words = set(re.findall(r"\w+", str(caught.value)))
+    assert words >= set(here)
+    assert set(here) <= set(NAMES)
+
+
 def test_reading_an_unknown_setting_is_an_attribute_error():
     with pytest.raises(AttributeError):
         Config().epoch  # noqa: B018
@@ -344,7 +368,10 @@ def test_shipped_configurations_are_valid():
         ({"tile_size": 24, "depth": 4}, "tile_size = 24 .*depth = 4.*multiple of 16"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "val_fraction .*test_fraction must be below 1"),
         ({"min_lr": 0.1, "learning_rate": 0.01}, "min_lr = 0.1 .*learning_rate = 0.01"),
-        ({"warmup_start_lr": 0.1, "learning_rate": 0.01}, "warmup_start_lr = 0.1 .*learning_rate = 0.01"),
+        (
+            {"warmup_start_lr": 0.1, "learning_rate": 0.01, "scheduler_type": "cosine_warm"},
+            "warmup_start_lr = 0.1 .*learning_rate = 0.01.*'cosine_warm'",
+        ),
         ({"threshold_weight_adjustment": {7: 2.0}}, "threshold_weight_adjustment names 7 m"),
         ({"loss_type": "adaptive", "adaptive_weights": (1.0,)}, "adaptive_weights .*one for each"),
         ({"loss_type": "adaptive", "use_focal": False, "use_dice": False}, "use_focal, use_dice or use_bce"),
@@ -362,8 +389,15 @@ def test_settings_that_do_not_fit_each_other_are_refused(given, said, tmp_path):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, CHANGED, {"tile_size": 24, "depth": 3}, {"val_fraction": 0.0, "test_fraction": 0.99}],
-    ids=["none", "all", "tile", "split"],
+    [
+        {},
+        CHANGED,
+        {"tile_size": 24, "depth": 3},
+        {"val_fraction": 0.0, "test_fraction": 0.99},
+        {"learning_rate": 1e-7, "scheduler_type": "constant"},
+        {"learning_rate": 1e-5, "warmup_start_lr": 1e-4, "scheduler_type": "plateau"},
+    ],
+    ids=["none", "all", "tile", "split", "rates of no schedule", "start of no warmup"],
 )
 def test_settings_that_fit_each_other_are_let_through(given):
     Config(**given).validate()

@@ -20,7 +20,7 @@ FLOORS = [
     {"steps"},
     {"checkpoint", "statistics"},
     {"callbacks"},
-    {"evaluation"},
+    {"evaluation", "readiness"},
     {"loop"},
     {"trainer", "inference"},
     {"experiment"},

@@ -327,7 +327,7 @@ def test_fault_03_training_fires_each_event_once_at_its_place_and_validation_its
         )
     ]
     assert fired == [
-        ("on_train_begin", "config", "model", "model_summary"),
+        ("on_train_begin", "config", "model", "model_summary", "threshold_weights"),
         ("on_epoch_begin", 0),
         *batch,
         ("on_validation_begin",),

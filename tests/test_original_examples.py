@@ -111,7 +111,7 @@ def test_callbacks(config, model, loader, tmp_path):
 
     config.name, config.runs_dir = "run", str(tmp_path)
     callbacks = [LoggingCallback(), VisualizationCallback(), CheckpointingCallback()]
-    Trainer(model, config, loader, loader, callbacks=callbacks, default_callbacks=False).train()
+    Trainer(model, config, loader, loader, callbacks=callbacks).train()
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.toml", "metrics.jsonl", "checkpoints", "figures"} <= written
 

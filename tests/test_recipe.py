@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from forestgaps_jax import Batch, Config, TrainState, create_state, evaluate, train
-from forestgaps_jax.loss import BCELoss, FocalLoss, create_threshold_weights
+from forestgaps_jax.loss import BCELoss, FocalLoss, create_threshold_weights, weigh_by_threshold
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.optimization import create_scheduler
 from forestgaps_jax.recipe import make_recipe
@@ -178,7 +179,7 @@ def test_fault_06_threshold_weights_come_from_the_training_data_and_act_per_samp
     batch = new_batch(0, 4)
     weights = create_threshold_weights(config, {5.0: 0.1, 15.0: 0.3})
     assert weights[5.0] > weights[15.0]
-    recipe = make_recipe(config, 1, gap_shares={5.0: 0.1, 15.0: 0.3})
+    recipe = make_recipe(config, 1, threshold_weights=weights)
     _, _, logs = train_step(recipe)(new_state(config), Totals.zeros(THRESHOLDS), batch)
 
     dsm, height = np.float64(batch.dsm), np.float64(batch.threshold)[:, None, None, None]
@@ -232,16 +233,44 @@ def test_a_learnt_loss_leaves_the_gradient_of_the_model_as_it_is(config, data):
     assert adaptive.params["w"] == pytest.approx(float(plain.params["w"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("given", ["transformation", "maker"])
-def test_an_optimizer_of_ones_own(given):
-    optimizer = optax.sgd(0.5) if given == "transformation" else optax.sgd
-    schedule = optax.constant_schedule(0.5)
-    recipe = make_recipe(SETTINGS, 1, optimizer=optimizer, scheduler=schedule)
-    state = init_state(linear, {"w": jnp.array(0.3), "b": jnp.array(-0.2)}, SETTINGS, optimizer=optimizer)
-    new, _, logs = train_step(recipe)(state, Totals.zeros(THRESHOLDS), new_batch(0))
-    expected = 0.3 - 0.5 * gradient(state.params, new_batch(0))["w"]
+def own(optimizer, schedule=None, batches=1, **settings):
+    """The states and the recorded rates of a training with an optimizer of one's own."""
+    config = replace(SETTINGS, **settings)
+    recipe = make_recipe(config, batches, optimizer=optimizer, scheduler=schedule)
+    params = {"w": jnp.array(0.3), "b": jnp.array(-0.2)}
+    states, rates = [init_state(linear, params, config, optimizer=optimizer)], []
+    for number in range(batches):
+        state, _, logs = train_step(recipe)(states[-1], Totals.zeros(THRESHOLDS), new_batch(number))
+        states.append(state)
+        rates.append(float(logs.lr))
+    return states, rates
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.sgd(0.5)], ids=["maker", "transformation"])
+def test_an_optimizer_of_ones_own_steps(optimizer):
+    schedule = optax.constant_schedule(0.5) if optimizer is optax.sgd else None
+    (start, new), rates = own(optimizer, schedule)
+    expected = 0.3 - 0.5 * gradient(start.params, new_batch(0))["w"]
     np.testing.assert_allclose(new.params["w"], expected, rtol=1e-5)
-    assert float(logs.lr) == 0.5
+    np.testing.assert_array_equal(rates, [0.5 if schedule else np.nan])
+
+
+def test_clipping_and_accumulation_act_on_an_optimizer_of_ones_own():
+    states, rates = own(
+        optax.sgd, lambda step: 0.5 / (1 + step), batches=4, gradient_accumulation_steps=2,
+        use_gradient_clipping=True, clip_value=1e-4,
+    )  # fmt: skip
+    assert states[1].params == states[0].params
+    pairs = zip(states[:-2], states[2:], strict=True)
+    moved = [np.hypot(*(float(b.params[k] - a.params[k]) for k in "wb")) for a, b in pairs]
+    assert moved[0] == pytest.approx(0.5e-4, rel=1e-2)
+    assert moved[2] == pytest.approx(0.25e-4, rel=1e-2)
+    assert rates == [0.5, 0.5, 0.25, 0.25]
+
+
+def test_fault_04_a_schedule_that_an_optimizer_cannot_follow_is_refused():
+    with pytest.raises(ValueError, match="give what makes an optimizer from a schedule"):
+        make_recipe(SETTINGS, 1, optimizer=optax.sgd(0.5), scheduler=optax.constant_schedule(0.1))
 
 
 def test_a_rate_that_only_the_optimizer_knows_is_recorded_as_unknown(state, config, data):
@@ -256,6 +285,52 @@ def test_a_loss_of_ones_own_trains_and_scores(state, config, data):
     _, configured = train(state, replace(config, loss_type="focal", focal_alpha=0.5), data)
     # Weights of 1 and 1 against 1/2 and 1/2.
     assert focal["train_loss"][0] == pytest.approx(2 * configured["train_loss"][0], rel=0.1)
+
+
+def test_fault_06_threshold_weights_act_on_a_loss_of_ones_own_or_are_refused():
+    weights = {5.0: 0.5, 15.0: 1.5}
+    recipe = make_recipe(SETTINGS, 1, loss_fn=BCELoss(), threshold_weights=weights)
+    assert recipe.loss == weigh_by_threshold(BCELoss(), weights)
+    assert recipe.score_loss == BCELoss()
+    with pytest.raises(ValueError, match="threshold weights of its own"):
+        make_recipe(SETTINGS, 1, loss_fn=recipe.loss, threshold_weights=weights)
+
+
+def test_a_loss_of_probabilities_is_refused(state, config, data):
+    with pytest.raises(ValueError, match="takes probabilities"):
+        train(state, config, data, loss_fn=BCELoss(from_logits=False))
+    with pytest.raises(ValueError, match="takes probabilities"):
+        evaluate(state, config, data.val, loss_fn=BCELoss(from_logits=False))
+
+
+def test_a_loss_of_heights_is_refused_for_a_network_of_gaps(state, config, data):
+    with pytest.raises(ValueError, match="UNet does not predict: take the model unet_regression"):
+        train(state, replace(config, loss_type="mse"), data)
+
+
+def test_stochastic_depth_needs_a_model_that_takes_its_rate(config, data):
+    class Plain(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(()))
+
+        def __call__(self, dsm, threshold, rngs=None, train=False):
+            return dsm * self.scale[...]
+
+    config = replace(config, use_droppath=True)
+    with pytest.raises(ValueError, match="Plain takes no drop_path_rate"):
+        train(create_state(Plain(), config), config, data)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"), [("train_pr_auc", "train_pr_auc"), ("val_rmse", "val_rmse"), ("val_iou_7m", "7 m")]
+)
+def test_a_metric_that_is_never_measured_is_refused_before_a_folder_is_made(
+    state, config, data, tmp_path, metric, said
+):
+    config = replace(config, monitor_metric=metric, name="run", runs_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=said):
+        train(state, config, data)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_cannot_leave_pixels_out_is_refused(state, config, data):

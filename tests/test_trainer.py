@@ -1,5 +1,6 @@
 """The face of forestgaps: a Trainer over train, evaluate and predict."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 from flax import nnx
 
 from forestgaps_jax import Callback, Config, Trainer, create_model, create_state, train, train_model
+from forestgaps_jax.callbacks import CheckpointingCallback, LoggingCallback
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.state import TrainState
 
@@ -235,3 +237,55 @@ def test_train_model_gives_the_trained_module_and_the_history(config, data):
 def test_settings_are_checked_at_once(model, data):
     with pytest.raises(ValueError, match="multiple of 16"):
         Trainer(model, Config(tile_size=24), data.train)
+
+
+def test_after_an_early_stop_training_again_changes_nothing(config, data):
+    config = replace(
+        config, epochs=6, use_early_stopping=True, early_stopping_patience=1, early_stopping_min_delta=1e9,
+        early_stopping_restore_best=True,
+    )  # fmt: skip
+    trainer = Trainer(create_model_from_config(config), config, data.train, data.val)
+    epochs = len(trainer.train()["lr"])
+    assert epochs < 6
+    before = trainer.state
+    assert len(trainer.train()["lr"]) == epochs
+    assert equal(trainer.state, before)
+
+
+def test_a_callback_of_a_default_kind_takes_its_place(config, data, tmp_path):
+    config = replace(config, name="run", runs_dir=str(tmp_path), vis_save_frequency=0)
+    mine = [CheckpointingCallback(monitor="val_loss", max_to_keep=2), LoggingCallback()]
+    Trainer(create_model_from_config(config), config, data.train, data.val, callbacks=mine).train()
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == config.epochs
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+
+
+def test_resuming_from_a_run_folder_goes_on_in_it_with_its_whole_history(config, data, tmp_path):
+    config = replace(config, epochs=1, name="run", runs_dir=str(tmp_path), vis_save_frequency=0)
+    Trainer(create_model_from_config(config), config, data.train, data.val).train()
+    config = replace(config, epochs=2)
+    history = Trainer(create_model_from_config(config), config, data.train, data.val).resume_training(
+        tmp_path / "run"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    written = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert written["val_loss"] == history["val_loss"]
+    assert len(history["val_loss"]) == 2
+
+
+def test_test_events_see_the_training_they_follow(config, data):
+    seen = []
+
+    class Look(Callback):
+        def on_test_end(self, logs=None):
+            seen.append(len(self.run.history["lr"]))
+
+    look = Look()
+    trainer = Trainer(
+        create_model_from_config(config), config, data.train, test_loader=data.test, callbacks=[look]
+    )
+    trainer.train()
+    of_training = look.run
+    trainer.test()
+    assert seen == [config.epochs]
+    assert look.run is of_training

@@ -1,8 +1,8 @@
 """Hooks around the training loop, and those that come with the library."""
 
-from forestgaps_jax.callbacks.base import EVENTS, Callback, CallbackList, Run, new_run_folder
+from forestgaps_jax.callbacks.base import EVENTS, Callback, CallbackList
 from forestgaps_jax.callbacks.checkpointing import CheckpointingCallback
-from forestgaps_jax.callbacks.defaults import default_callbacks
+from forestgaps_jax.callbacks.defaults import with_defaults
 from forestgaps_jax.callbacks.early_stopping import EarlyStoppingCallback
 from forestgaps_jax.callbacks.functions import LambdaCallback
 from forestgaps_jax.callbacks.learning_rate import LearningRateMonitor
@@ -10,6 +10,7 @@ from forestgaps_jax.callbacks.logging import LoggingCallback
 from forestgaps_jax.callbacks.monitor import Monitor
 from forestgaps_jax.callbacks.profiling import Profiler
 from forestgaps_jax.callbacks.progress import ProgressBar
+from forestgaps_jax.callbacks.run import Run, new_run_folder
 from forestgaps_jax.callbacks.timing import Timer
 from forestgaps_jax.callbacks.visualization import ConfusionVisualizer, FigureCallback, VisualizationCallback
 
@@ -30,6 +31,6 @@ __all__ = [
     "Run",
     "Timer",
     "VisualizationCallback",
-    "default_callbacks",
     "new_run_folder",
+    "with_defaults",
 ]

@@ -13,8 +13,9 @@ class CheckpointingCallback(Callback):
     """Saves to ``checkpoints/`` in the run folder; keeps the last and the best.
 
     Saved are every ``save_frequency``-th epoch, every epoch that is the best so far, the last one, and the
-    step after which `Run.save` or, within an epoch, `Run.stop` was called. A run without a folder is not
-    saved. Have it as the last callback: what others ask for after it waits for the next step.
+    step after which `Run.save` or, within an epoch, `Run.stop` was called. Epochs that are in the history
+    when the training starts count for the best so far. A run without a folder is not saved. Have it as the
+    last callback: what others ask for after it waits for the next step.
 
     Args:
         monitor: what makes a checkpoint the best (see `Monitor`); None for ``config.monitor_metric``, by
@@ -24,8 +25,8 @@ class CheckpointingCallback(Callback):
         max_to_keep: best checkpoints to keep, beside the last; None for ``config.max_to_keep``.
 
     Raises:
-        ValueError: no such metric, a number below 1; at the start: a threshold that is not listed, or a
-            folder with checkpoints later than the state.
+        ValueError: no such metric, a number below 1; at the start: a threshold that is not listed, a metric
+            that such a network has not, or a folder with checkpoints later than the state.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class CheckpointingCallback(Callback):
         if monitor is None:
             monitor, mode = config.monitor_metric, config.monitor_mode
         self._monitor = Monitor(monitor, mode)
-        self._monitor.check(config)
+        self._monitor.check(config, heights=self.run.heights)
+        for past in self.run.past_epochs():
+            self._monitor.update(past)
         self._save_frequency = save_frequency or config.save_frequency
         self._checkpointer = None
         if self.run.folder is None:

@@ -1,5 +1,7 @@
 """What `train` hooks in by itself."""
 
+from collections.abc import Iterable
+
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.checkpointing import CheckpointingCallback
 from forestgaps_jax.callbacks.early_stopping import EarlyStoppingCallback
@@ -10,27 +12,47 @@ from forestgaps_jax.callbacks.visualization import VisualizationCallback
 from forestgaps_jax.config import Config
 
 
-def default_callbacks(config: Config, on_disk: bool) -> tuple[list[Callback], list[Callback]]:
-    """The callbacks that the settings ask for: those before the user's own, and those after them.
+def with_defaults(config: Config, on_disk: bool, callbacks: Iterable[Callback]) -> list[Callback]:
+    """The callbacks that the settings ask for, and the user's own after them.
 
-    Checkpoints come last, so that what the user's callbacks ask for is seen in the same step.
+    One of the user's own replaces a default one of its kind. Checkpoints come last, so that what the other
+    callbacks ask for is seen in the same step.
 
     Args:
         config: the settings.
         on_disk: whether the run has a folder to write to.
+        callbacks: the user's own.
+
+    Raises:
+        ValueError: the user gives several `CheckpointingCallback`.
     """
-    before: list[Callback] = []
+    own = list(callbacks)
+    savers = [callback for callback in own if isinstance(callback, CheckpointingCallback)]
+    if len(savers) > 1:
+        raise ValueError(f"callbacks hold {len(savers)} CheckpointingCallback for one run folder: give one")
+    before = [
+        default
+        for default in _defaults(config, on_disk)
+        if not any(isinstance(callback, type(default)) for callback in own)
+    ]
+    others = [callback for callback in own if not isinstance(callback, CheckpointingCallback)]
+    return [*before, *others, *(savers or ([CheckpointingCallback()] if on_disk else []))]
+
+
+def _defaults(config: Config, on_disk: bool) -> list[Callback]:
+    """All but the checkpoints."""
+    defaults: list[Callback] = []
     if config.use_progress_bar:
-        before.append(ProgressBar())
+        defaults.append(ProgressBar())
     if on_disk:
-        before.append(LoggingCallback())
+        defaults.append(LoggingCallback())
     if config.use_early_stopping:
-        before.append(_early_stopping(config))
+        defaults.append(_early_stopping(config))
     if on_disk and config.vis_save_frequency:
-        before.append(VisualizationCallback())
+        defaults.append(VisualizationCallback())
     if config.profile_steps is not None:
-        before.append(Profiler(*config.profile_steps))
-    return before, [CheckpointingCallback()] if on_disk else []
+        defaults.append(Profiler(*config.profile_steps))
+    return defaults
 
 
 def _early_stopping(config: Config) -> EarlyStoppingCallback:

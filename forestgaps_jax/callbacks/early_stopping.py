@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.monitor import Monitor
-
-_KEPT = ("params", "model_state", "ema_params")
+from forestgaps_jax.callbacks.run import weights_of
 
 
 class EarlyStoppingCallback(Callback):
     """Ends the training when a metric has not improved for ``patience`` epochs.
 
-    Epochs that are in the history when the training starts, those of an interrupted run, count.
+    Epochs that are in the history when the training starts, those of an interrupted run, count; where they
+    have used up the patience, nothing more is trained.
 
     Args:
         monitor: the metric (see `Monitor`).
@@ -32,8 +32,8 @@ class EarlyStoppingCallback(Callback):
         best_epoch: its epoch, counted from 0; None before the first.
 
     Raises:
-        ValueError: no such metric, or a negative number; at the start: a validation metric without
-            validation data, or a threshold that is not listed.
+        ValueError: no such metric, or a negative number; at the start: a metric that this training will
+            never measure.
     """
 
     def __init__(
@@ -59,31 +59,31 @@ class EarlyStoppingCallback(Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget another training; count the epochs before this one."""
         self.monitor = Monitor(*self._settings)
-        data = self.run.data
-        self.monitor.check(self.run.config, validated=data is None or data.val is not None)
-        self.best_epoch, self._waited = None, 0
+        data, config = self.run.data, self.run.config
+        self.monitor.check(config, data is None or data.val is not None, self.run.heights)
+        self.best_epoch, self._waited, self._measured = None, 0, False
         self._weights: dict[str, Any] | None = None
-        history = self.run.history
-        metrics = zip(history.get("train_metrics", ()), history.get("val_metrics", ()), strict=True)
-        for epoch, (train, val) in enumerate(metrics):
-            self._count(epoch, {"train_metrics": train, "val_metrics": val})
+        for epoch, past in enumerate(self.run.past_epochs()):
+            self._count(epoch, past)
+        if int(self.run.state.step) < config.epochs * self.run.steps_per_epoch:
+            self._stop_if_standing()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the best; stop when there was none for long."""
         assert logs is not None
+        self._measured = True
         if self._count(epoch, logs) and self.restore_best:
-            state = self.run.state
             # Copies: the next step takes the arrays of the state.
-            self._weights = jax.tree.map(jnp.copy, {name: getattr(state, name) for name in _KEPT})
-        if self._waited >= max(self.patience, 1) and epoch + 1 < self.run.config.epochs:
-            self.run.stop(f"{self.monitor.name} {self._standstill()} for {self._waited} epochs")
+            self._weights = jax.tree.map(jnp.copy, weights_of(self.run.state))
+        if epoch + 1 < self.run.config.epochs:
+            self._stop_if_standing()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the best weights back."""
         if self._weights is not None:
             self.run.load_weights(replace(self.run.state, **self._weights))
             self._weights = None
-        elif self.restore_best:
+        elif self.restore_best and self._measured:
             logging.getLogger(__name__).warning(
                 "no epoch of this training improved %s: the last weights stay", self.monitor.name
             )
@@ -95,7 +95,10 @@ class EarlyStoppingCallback(Callback):
             self.best_epoch = epoch
         return improved
 
-    def _standstill(self) -> str:
-        if self.best_epoch is None:
-            return "had no finite value"
-        return f"has not improved on its {self.best:.4g} of epoch {self.best_epoch + 1}"
+    def _stop_if_standing(self) -> None:
+        if self._waited < max(self.patience, 1):
+            return
+        course = "had no finite value"
+        if self.best_epoch is not None:
+            course = f"has not improved on its {self.best:.4g} of epoch {self.best_epoch + 1}"
+        self.run.stop(f"{self.monitor.name} {course} for {self._waited} epochs")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from forestgaps_jax.callbacks.base import Callback, check_arguments, check_event
+from forestgaps_jax.callbacks.base import Callback, check_event, check_function
 
 
 class LambdaCallback(Callback):
@@ -13,7 +13,7 @@ class LambdaCallback(Callback):
             ``self``, by position.
 
     Raises:
-        TypeError: no such event, or a function that takes other arguments.
+        TypeError: no such event, or a function that takes other arguments or is ``async``.
 
     >>> ious = []
     >>> keep = LambdaCallback(on_epoch_end=lambda epoch, logs: ious.append(logs["val_metrics"]["iou"]))
@@ -28,5 +28,5 @@ class LambdaCallback(Callback):
             check_event(owner, event)
             if not callable(function):
                 raise TypeError(f"{owner} is {function!r}: must be a function")
-            check_arguments(owner, function, event, bound=True)
+            check_function(owner, function, event, bound=True)
             setattr(self, event, function)

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from forestgaps_jax.callbacks.base import Callback, Run
+from forestgaps_jax.callbacks.base import Callback
+from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.metrics import to_json
 
 _PER_THRESHOLD = ("iou", "f1", "precision", "recall", "pr_auc")
@@ -23,11 +24,12 @@ _VERSIONS = ("forestgaps_jax", "jax", "flax", "optax")
 class LoggingCallback(Callback):
     """Writes what a run was and how it went to the run folder; a run without a folder is not recorded.
 
-    ``config.toml``: the settings as used. ``train.log``: a line at the start, the network, a line an epoch,
-    one at the end.
+    ``config.toml``: the settings as used. ``train.log``: a line at the start, the network, the weights of
+    the thresholds where they have some, a line an epoch, one at the end.
     ``metrics.jsonl``: the logs of each epoch, a line each. ``history.json``: the history, written at the end,
-    with the epochs of earlier calls in the same folder. Where ``config.use_tensorboard``, TensorBoard events,
-    whose writer is ``run.events`` for other callbacks, until the end of the training.
+    with the epochs before: those that the training was given, or those of earlier calls in the same folder
+    where these are more. Where ``config.use_tensorboard``, TensorBoard events, whose writer is ``run.events``
+    for other callbacks, until the end of the training.
 
     TensorBoard tags, by epoch, for ``train`` and ``val``: ``val/loss``, ``val/iou`` and every other number of
     the metrics; ``val/iou/5m`` (also f1, precision, recall, pr_auc) by threshold; ``val/rmse`` and the like
@@ -48,6 +50,9 @@ class LoggingCallback(Callback):
         self._write(_first_line(self.run))
         if summary := (logs or {}).get("model_summary"):
             self._write("the network\n" + indent(str(summary), "  "))
+        if weights := (logs or {}).get("threshold_weights"):
+            told = ", ".join(f"{threshold:g} m {weight:.3g}" for threshold, weight in weights.items())
+            self._write(f"threshold weights: {told}")
         if self.run.config.use_tensorboard:
             self._events = self.run.events = _open_events(self._folder)
         if self._events is not None:
@@ -134,11 +139,11 @@ def _first_line(run: Run) -> str:
 
 
 def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:
-    """The history of all epochs on record, the latest of each."""
+    """The history, or what the lines hold, the latest of each epoch, where these are more epochs."""
     whole = to_json(history)
-    if lines.is_file():
-        entries = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
-        entries = list({entry["epoch"]: entry for entry in entries}.values())
+    written = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
+    entries = list({entry["epoch"]: entry for entry in map(json.loads, written)}.values())
+    if len(entries) > len(history["lr"]):
         for name in ("train_metrics", "val_metrics", "lr"):
             whole[name] = [entry[name] for entry in entries]
         for phase in ("train", "val"):
@@ -150,13 +155,14 @@ def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:
 def _scalars(logs: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for phase in ("train", "val"):
         metrics = logs[f"{phase}_metrics"]
-        for group in (metrics, metrics.get("regression", {})):
-            yield from ((f"{phase}/{name}", value) for name, value in _numbers(group))
+        # A regression counts its pixels again.
+        for name, value in _numbers({**metrics.get("regression", {}), **metrics}):
+            yield f"{phase}/{name}", value
         for threshold, by_name in metrics.get("threshold_metrics", {}).items():
             for name, value in _numbers(by_name):
                 if name in _PER_THRESHOLD:
                     yield f"{phase}/{name}/{threshold:g}m", value
-    yield "learning_rate", logs["lr"]
+    yield from _numbers({"learning_rate": logs["lr"]})
 
 
 def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

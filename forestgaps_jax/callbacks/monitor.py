@@ -53,16 +53,37 @@ class Monitor:
         self.mode: Literal["min", "max"] = "min" if minimised else "max"
         self.best: float | None = None
 
-    def check(self, config: Config, validated: bool = True) -> None:
-        """Refuse what the training of ``config`` will never measure.
+    def check(self, config: Config, validated: bool = True, heights: bool | None = None) -> None:
+        """Refuse what a training will never measure.
+
+        Args:
+            config: its settings.
+            validated: whether there is validation.
+            heights: whether the network predicts heights; None where that is not known.
 
         Raises:
-            ValueError: a validation metric where nothing is ``validated``, or a threshold that is not listed.
+            ValueError: a validation metric where nothing is validated, ``pr_auc`` of training or of heights,
+                an error in metres of gap probabilities, or a threshold that is not listed.
         """
         if self.phase == "val" and not validated:
+            trained = "iou" if self.metric == "pr_auc" else self.name.removeprefix("val_")
             raise ValueError(
-                f"{self.name} needs validation data: give data.val, or monitor a metric of training, "
-                f"such as 'train_{self.name.removeprefix('val_')}'"
+                f"{self.name} needs validation data: give data.val (on the command line --val-fraction above "
+                f"0), or monitor a metric of training, such as 'train_{trained}'"
+            )
+        if self.metric == "pr_auc" and heights:
+            raise ValueError(
+                f"{self.name} is of gap probabilities, and this network predicts heights: "
+                f"monitor '{self.phase}_rmse' or '{self.phase}_iou'"
+            )
+        if self.metric == "pr_auc" and self.phase == "train":
+            raise ValueError(
+                f"{self.name}: pr_auc is measured in validation only: monitor 'val_pr_auc' or 'train_iou'"
+            )
+        if self.metric in _REGRESSION and heights is False:
+            raise ValueError(
+                f"{self.name} is of predicted heights, and this network predicts gaps: "
+                f"monitor '{self.phase}_iou' or '{self.phase}_loss'"
             )
         if self.threshold is not None and self.threshold not in config.thresholds:
             listed = ", ".join(f"{t:g}" for t in config.thresholds)

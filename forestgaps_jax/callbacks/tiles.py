@@ -25,7 +25,7 @@ def choose_tiles(source: BatchSource, count: int) -> Batch | None:
         batches = [jax.device_get(_sample(source, np.int32(step))) for step in sorted(steps)]
     else:
         batches = [jax.device_get(next(iter(read_batches(source))))]
-    parts = [(b.dsm, b.mask, b.threshold, _valid(b)) for b in batches]
+    parts = [(b.dsm, b.mask, b.threshold, b.counted) for b in batches]
     dsm, mask, threshold, valid = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     usable = np.flatnonzero(valid.any(axis=(1, 2, 3)))
     if not len(usable):
@@ -38,10 +38,6 @@ def choose_tiles(source: BatchSource, count: int) -> Batch | None:
 def _spread(length: int, count: int) -> np.ndarray:
     """Places of ``count`` items spread evenly over ``length``, the first half a gap from the start."""
     return ((np.arange(count) + 0.5) / count * length).astype(int)
-
-
-def _valid(batch: Batch) -> np.ndarray:
-    return np.ones(batch.dsm.shape, bool) if batch.valid is None else np.asarray(batch.valid)
 
 
 _sample = jax.jit(lambda sampler, step: sampler.sample(step))

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from forestgaps_jax import figures
-from forestgaps_jax.callbacks.base import Callback, Run
+from forestgaps_jax.callbacks.base import Callback
+from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.callbacks.tiles import choose_tiles
 from forestgaps_jax.figures.canvas import render
 from forestgaps_jax.state import TrainState

@@ -30,8 +30,9 @@ def as_batch(item: Any) -> Batch:
         finite; where it is not, the DSM is NaN: what stands there is nobody's height.
 
     Raises:
-        TypeError: not one of these.
-        ValueError: shapes that do not fit, or a mask on the host that holds anything but 0 and 1.
+        TypeError: not one of these, or thresholds that are no numbers.
+        ValueError: shapes that do not fit; thresholds that are not above 0, or a mask that holds anything but
+            0 and 1. What these hold is looked at on the host only: arrays on the device are not fetched.
     """
     parts = _parts(item)
     dsm = _image("dsm", parts["dsm"], np.float32)
@@ -60,21 +61,57 @@ def as_images(name: str, images: Any) -> Any:
 
 
 def as_thresholds(threshold: Any, batch_size: int) -> Any:
-    """Thresholds as float32 ``[batch]``, from one number or one a sample; None is 10 m."""
+    """Thresholds as float32 ``[batch]``, from one number or one a sample; None is 10 m.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: another shape, or, on the host, heights that are not above 0.
+    """
     if threshold is None:
         _say_default()
         threshold = DEFAULT_THRESHOLD
-    values = _array(threshold, np.float32)
+    values = threshold.astype(np.float32) if isinstance(threshold, jax.Array) else _heights(threshold)
     if values.ndim == 0:
-        return np.full(batch_size, values, np.float32)
+        return (jnp if isinstance(values, jax.Array) else np).full(batch_size, values, np.float32)
     if values.shape not in ((batch_size,), (batch_size, 1)):
         raise ValueError(f"threshold has shape {values.shape}: must be one number or ({batch_size},)")
     return values.reshape(batch_size)
 
 
+def _heights(threshold: Any) -> np.ndarray:
+    try:
+        values = np.asarray(threshold)
+    except (TypeError, ValueError):  # lists of several lengths
+        values = np.empty(0, object)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"threshold = {threshold!r}: must be a height in metres, or one a sample")
+    if (wrong := ~((values > 0) & (values < np.inf))).any():
+        raise ValueError(f"threshold = {values[wrong][0]:g}: must be a height in metres, above 0")
+    return values.astype(np.float32)
+
+
 @cache
 def _say_default() -> None:
     logging.getLogger(__name__).warning("batches without thresholds: %g m is taken", DEFAULT_THRESHOLD)
+
+
+def warn_of_unlisted(threshold: Any, listed: tuple[float, ...]) -> None:
+    """Say once that a threshold of a batch is none of those that are scored one by one.
+
+    Thresholds on the device are not fetched for it.
+    """
+    if isinstance(threshold, np.ndarray) and listed not in _SAID:
+        distance = np.abs(threshold[:, None] - np.array(listed, np.float32)).min(axis=1)
+        if (distance >= 1e-3).any():  # metres; so near count as the same in the metrics
+            _SAID.add(listed)
+            logging.getLogger(__name__).warning(
+                "a batch has the threshold %g m, which is not in config.thresholds = %s: threshold_metrics "
+                "have no row for it", threshold[distance.argmax()], listed
+            )  # fmt: skip
+
+
+_SAID: set[tuple[float, ...]] = set()
+"""Lists of thresholds that a warning was given for."""
 
 
 def fill_up(batch: Batch, batch_size: int) -> Batch:
@@ -86,7 +123,7 @@ def fill_up(batch: Batch, batch_size: int) -> Batch:
         ValueError: the batch is larger.
     """
     size = batch.dsm.shape[0]
-    valid = np.ones(batch.dsm.shape, bool) if batch.valid is None else batch.valid
+    valid = batch.counted
     if size > batch_size:
         raise ValueError(
             f"a batch of {size} samples after one of {batch_size}: the first must be the largest"
@@ -113,9 +150,10 @@ def _parts(item: Any) -> dict[str, Any]:
         return dict(item)
     if isinstance(item, tuple | list) and 2 <= len(item) <= 4:
         return dict(zip(names, item, strict=False))
+    length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
     raise TypeError(
-        f"a batch of type {type(item).__name__}: must be a mapping with dsm, mask, threshold[, valid] "
-        "or a tuple (dsm, mask[, threshold[, valid]])"
+        f"a batch that is a {type(item).__name__}{length}: must be a mapping with dsm, mask, threshold"
+        "[, valid] or a tuple (dsm, mask[, threshold[, valid]]); chm has a place in a mapping only"
     )
 
 

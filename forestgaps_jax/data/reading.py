@@ -6,7 +6,7 @@ from itertools import islice, repeat
 from typing import Any
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.batches import as_batch, fill_up
+from forestgaps_jax.data.batches import as_batch, fill_up, warn_of_unlisted
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
@@ -24,7 +24,8 @@ def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Conf
         config: tiles, split and thresholds.
 
     Raises:
-        ValueError: a mapping with other keys, sites too small, or ground that both trains and tests.
+        ValueError: a mapping with other keys, no training data, a source that cannot be read again or has no
+            batch, sites too small, or ground that both trains and tests.
     """
     if (sites := _as_sites(data)) is not None:
         return create_data(sites, config)
@@ -35,6 +36,9 @@ def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Conf
         )
     if "train" not in parts or set(parts) - {"train", "val", "test"}:
         raise ValueError(f"data has keys {sorted(parts)}: must have train, and may have val and test")
+    for part, source in parts.items():
+        if part == "train" or source is not None:
+            _refuse_unreadable(source, f"data.{part}")
     for part in ("val", "test"):
         refuse_shared_ground(_as_sites(parts["train"]) or [], _as_sites(parts.get(part)) or [])
     sites = _as_sites(parts["train"])
@@ -46,13 +50,42 @@ def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Conf
 
 
 def as_evaluation_source(source: Any, config: Config) -> Any:
-    """The source, a sampler of it at the listed thresholds, or one over the whole of a site or several."""
-    if isinstance(source, Iterator):
-        raise ValueError(_ONLY_ONCE.format(type(source).__name__))
+    """The source, a sampler of it at the listed thresholds, or one over the whole of a site or several.
+
+    Raises:
+        ValueError: it cannot be read again, or has no batch.
+    """
+    if source is None:
+        return None
+    _refuse_unreadable(source, "the data to evaluate on")
     if isinstance(source, TileSampler) and not source.shuffle:
         return replace(source, thresholds=config.thresholds)
     sites = _as_sites(source)
     return source if sites is None else evaluation_sampler(sites, config)
+
+
+def _refuse_unreadable(source: Any, name: str) -> None:
+    if isinstance(source, Iterator):
+        raise ValueError(_ONLY_ONCE.format(type(source).__name__))
+    if isinstance(source, str | bytes | Mapping) or not (
+        isinstance(source, Sampler | Site) or hasattr(source, "__iter__") or hasattr(source, "__getitem__")
+    ):
+        raise ValueError(
+            f"{name} is a {type(source).__name__}: must be a sampler, a site or several, or an iterable that "
+            "yields batches"
+        )
+    if _length(source) == 0:
+        raise ValueError(f"{name} yields no batch: give some, or None where it may be left out")
+
+
+def _length(source: Any) -> int | None:
+    """Batches in a source; None where only reading it tells."""
+    if isinstance(source, Sampler):
+        return source.steps_per_epoch
+    try:
+        return len(source)
+    except TypeError:
+        return None
 
 
 def _as_sites(source: Any) -> list[Site] | None:
@@ -69,26 +102,30 @@ def steps_per_epoch(source: BatchSource) -> int:
     Raises:
         ValueError: it yields nothing, or can be read only once.
     """
-    if isinstance(source, Sampler):
-        return source.steps_per_epoch
-    if isinstance(source, Iterator):
-        raise ValueError(_ONLY_ONCE.format(type(source).__name__))
-    try:
-        steps = len(source)  # type: ignore[arg-type]
-    except TypeError:
+    _refuse_unreadable(source, "data.train")
+    steps = _length(source)
+    if steps is None:
+        assert not isinstance(source, Sampler)
         steps = sum(1 for _ in source)
     if not steps:
         raise ValueError("data.train yields no batch")
     return steps
 
 
-def read_batches(source: BatchSource, first: int = 0) -> Iterable[Batch | Sampler]:
-    """What the compiled step takes, from batch ``first`` on: a sampler again and again, or batches."""
+def read_batches(
+    source: BatchSource, first: int = 0, listed: tuple[float, ...] | None = None
+) -> Iterable[Batch | Sampler]:
+    """What the compiled step takes, from batch ``first`` on: a sampler again and again, or batches.
+
+    With ``listed``, one warning is logged where a batch on the host has a threshold that is not among these.
+    """
     if isinstance(source, Sampler):
         yield from repeat(source, source.steps_per_epoch - first)
         return
     size = 0
     for item in islice(source, first, None):
         batch = as_batch(item)
+        if listed is not None:
+            warn_of_unlisted(batch.threshold, listed)
         size = size or batch.dsm.shape[0]
         yield fill_up(batch, size)

@@ -45,16 +45,21 @@ def plot_confusion(matrix: Mapping[str, Any], title: str = "") -> "Figure":
     return figure
 
 
-def plot_precision_recall(curves: Mapping[Any, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
+_Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def plot_precision_recall(curves: Mapping[Any, _Curve] | _Curve) -> "Figure":
     """Precision against recall, a line for each height threshold, with a dot at the cut of 0.5.
 
     Args:
         curves: precision, recall and probability cut, as `precision_recall_curve` gives them, by height
-            threshold (metres) or by another name. One without gap or without a prediction is left out.
+            threshold (metres) or by another name; or one of them. One without gap or without a prediction
+            is left out.
     """
+    named = isinstance(curves, Mapping)
     figure = new_figure(4.6, 4.2)
     axis = figure.subplots()
-    for name, (precision, recall, cut) in curves.items():
+    for name, (precision, recall, cut) in (curves if named else {"": curves}).items():
         if not np.isfinite(precision + recall).any():
             continue
         label = name if isinstance(name, str) else f"below {name:g} m"
@@ -63,6 +68,6 @@ def plot_precision_recall(curves: Mapping[Any, tuple[np.ndarray, np.ndarray, np.
         axis.plot(recall[middle], precision[middle], "o", color=line.get_color())
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    if axis.lines:
+    if named and axis.lines:
         axis.legend(frameon=False)
     return figure

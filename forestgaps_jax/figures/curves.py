@@ -1,6 +1,6 @@
 """Scores over the height thresholds, and over the epochs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,21 +33,41 @@ def plot_thresholds(
 
 
 def plot_history(history: Mapping[str, Sequence[Any]]) -> "Figure":
-    """Loss, gap IoU and learning rate over the epochs of a training."""
-    figure = new_figure(11.0, 3.2)
-    loss, iou, rate = figure.subplots(1, 3)
-    epochs = np.arange(1, len(history["lr"]) + 1)
-    for phase in ("train", "val"):
-        loss.plot(epochs, history[f"{phase}_loss"], "o-", markersize=3, label=phase)
-        values = [metrics.get("iou", np.nan) for metrics in history[f"{phase}_metrics"]]
-        iou.plot(epochs, values, "o-", markersize=3, label=phase)
-    rate.plot(epochs, history["lr"], "o-", markersize=3, color="C2")
-    rate.set(yscale="log")
-    for axis, title in ((loss, "loss"), (iou, "gap IoU"), (rate, "learning rate")):
+    """Loss, gap IoU and learning rate over the epochs of a training; of heights also their RMSE (m).
+
+    Args:
+        history: as `train` returns it.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    panels = {"loss": {phase: history[f"{phase}_loss"] for phase in ("train", "val")}}
+    panels["gap IoU"] = _both_phases(history, lambda metrics: metrics.get("iou", np.nan))
+    if any("regression" in metrics for metrics in history["train_metrics"]):
+        panels["height RMSE (m)"] = _both_phases(history, _rmse)
+    panels["learning rate"] = {"lr": history["lr"]}
+    figure = new_figure(3.7 * len(panels), 3.2)
+    axes = figure.subplots(1, len(panels))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for label, values in lines.items():
+            colour = {"train": "C0", "val": "C1", "lr": "C2"}[label]
+            epochs = np.arange(1, len(values) + 1)
+            axis.plot(epochs, values, "o-", markersize=3, label=label, color=colour)
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-    loss.legend(frameon=False)
+    axes[0].legend(frameon=False)
+    axes[-1].set(yscale="log")
     return figure
+
+
+def _both_phases(
+    history: Mapping[str, Sequence[Any]], value: Callable[[Mapping[str, Any]], float]
+) -> dict[str, Sequence[float]]:
+    return {phase: [value(m) for m in history[f"{phase}_metrics"]] for phase in ("train", "val")}
+
+
+def _rmse(metrics: Mapping[str, Any]) -> float:
+    return metrics.get("regression", {}).get("rmse", np.nan)
 
 
 def _title(metric: str) -> str:

@@ -63,17 +63,18 @@ def plot_sites(sites: Sequence[Site], threshold: float) -> "Figure":
 def plot_tiles(
     dsm: Num[np.ndarray, "tiles height width"],
     truth: Shaped[np.ndarray, "tiles height width"],
-    probability: Num[np.ndarray, "tiles height width"],
+    probability: Shaped[np.ndarray, "tiles height width"],
     threshold: Sequence[float],
     valid: Shaped[np.ndarray, "tiles height width"] | None = None,
     resolution: float = 1.0,
 ) -> "Figure":
-    """A row for each tile: hillshade of the surface, true gaps, predicted probability, errors.
+    """A row for each tile: hillshade of the surface, true gaps, predicted probability or gaps, errors.
 
     Args:
         dsm: surface heights, metres.
         truth: 1 where there is gap.
-        probability: predicted probability of gap.
+        probability: predicted probability of gap; or booleans, the predicted gaps, of a network that gives
+            no probability.
         threshold: height threshold of each tile, metres.
         valid: pixels that count; None for all.
         resolution: pixel size, metres.
@@ -81,7 +82,7 @@ def plot_tiles(
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    count, size = len(dsm), 2.6
+    count, size, decided = len(dsm), 2.6, probability.dtype == bool
     figure = new_figure(4 * size, count * size + 0.6)
     axes = figure.subplots(count, 4, squeeze=False)
     for row, axis in enumerate(axes):
@@ -89,7 +90,7 @@ def plot_tiles(
         shown = [np.where(known, image, np.nan) for image in (truth[row], probability[row])]
         axis[0].imshow(hillshade(dsm[row], resolution), cmap="gray", vmin=0, vmax=1)
         axis[1].imshow(shown[0], cmap=_GAPS, vmin=0, vmax=1)
-        image = axis[2].imshow(shown[1], cmap="viridis", vmin=0, vmax=1)
+        image = axis[2].imshow(shown[1], cmap=_GAPS if decided else "viridis", vmin=0, vmax=1)
         found, gap = probability[row] > _CUT, truth[row] > _CUT
         error = np.select([found & gap, ~found & ~gap, found & ~gap], [0.0, 1.0, 2.0], 3.0)
         axis[3].imshow(
@@ -99,8 +100,10 @@ def plot_tiles(
             vmax=3.5,
         )
         axis[0].set_ylabel(f"below {threshold[row]:g} m")
-        figure.colorbar(image, ax=axis[2], fraction=0.05)
-    for axis, title in zip(axes[0], ("surface (hillshade)", "true gaps", "P(gap)", "errors"), strict=True):
+        if not decided:
+            figure.colorbar(image, ax=axis[2], fraction=0.05)
+    titles = ("surface (hillshade)", "true gaps", "predicted gaps" if decided else "P(gap)", "errors")
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     hide_ticks(axes)
     patches = [Patch(color=colour, label=name) for name, colour in _ERROR_COLOURS.items()]

@@ -74,7 +74,8 @@ def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """The scores of several predictors per threshold, as lines of text.
 
     Args:
-        scores: metrics by the predictor's name, as `evaluate` and `score_baselines` give them.
+        scores: metrics by the predictor's name, as `evaluate` and `score_baselines` give them. Errors of
+            predicted heights, metres, are in a line below.
     """
     first = next(iter(scores.values()))["threshold_metrics"]
     width = 7 * len(COLUMNS)
@@ -95,7 +96,16 @@ def format_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
         if None not in values:
             cells = [f" {value:7.3f}{'':{width - 6}}" for value in values]
             lines.append("".join([f" {label:<15}", *cells]).rstrip())
+    if any("regression" in metrics for metrics in scores.values()):
+        cells = [f" {_height_errors(metrics):<{width}} " for metrics in scores.values()]
+        lines.append("".join([f" {'heights (m)':<15}", *cells]).rstrip())
     return "\n".join(lines)
+
+
+def _height_errors(metrics: Mapping[str, Any]) -> str:
+    if "regression" not in metrics:
+        return ""
+    return "RMSE {rmse:.2f}  MAE {mae:.2f}  R2 {r2:.2f}".format(**metrics["regression"])
 
 
 def _confusion(

@@ -4,7 +4,11 @@ from forestgaps_jax.loss.adaptive import AdaptiveLoss
 from forestgaps_jax.loss.base import Loss
 from forestgaps_jax.loss.combined import CombinedFocalDiceLoss, ComboLoss, focal_dice_loss
 from forestgaps_jax.loss.dice import DiceLoss, dice_loss
-from forestgaps_jax.loss.factory import create_loss_function, create_loss_with_threshold_weights
+from forestgaps_jax.loss.factory import (
+    create_loss_function,
+    create_loss_with_threshold_weights,
+    weigh_by_threshold,
+)
 from forestgaps_jax.loss.focal import BCELoss, FocalLoss, bce_loss, focal_loss
 from forestgaps_jax.loss.inputs import smooth_labels
 from forestgaps_jax.loss.regression import (
@@ -46,4 +50,5 @@ __all__ = [
     "mae_loss",
     "mse_loss",
     "smooth_labels",
+    "weigh_by_threshold",
 ]

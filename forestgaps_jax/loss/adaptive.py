@@ -61,6 +61,7 @@ class AdaptiveLoss(GapLoss):
     max_weight: float = 1000.0
 
     learns: ClassVar[bool] = True
+    _checked_apart: ClassVar[tuple[str, ...]] = ("losses", "initial_weights")
 
     def __post_init__(self) -> None:
         super().__post_init__()

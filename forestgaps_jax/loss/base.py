@@ -2,17 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from jaxtyping import Array, Bool, Float, Num
 
-from forestgaps_jax.loss.inputs import (
-    check_shapes,
-    check_smoothing,
-    logits_from_probabilities,
-    smooth_labels,
-)
+from forestgaps_jax.fields import checked
+from forestgaps_jax.loss.inputs import check_shapes, logits_from_probabilities, smooth_labels
+from forestgaps_jax.settings import Rate
 
 Loss = Callable[..., Float[Array, ""]]
 """A loss with its settings fixed: ``loss(logits, targets, *, valid=None, sample_weight=None)``, a scalar.
@@ -20,6 +17,23 @@ Loss = Callable[..., Float[Array, ""]]
 Those here are hashable, so that a compiled function can take them as static. They say what they need:
 ``target`` is ``"mask"`` or ``"chm"``; with ``needs_threshold`` they are called with ``threshold=``; with
 ``learns`` they are called with ``params=``, which ``init()`` starts and the optimizer trains."""
+
+
+def check_settings(loss: Any, apart: tuple[str, ...] = ()) -> None:
+    """Hold the fields of a loss to what their annotations allow; numbers become plain Python numbers.
+
+    Args:
+        loss: a frozen dataclass that is being made.
+        apart: fields that the loss checks by itself.
+
+    Raises:
+        ValueError: a setting out of range; the error names it and says what is allowed.
+        TypeError: a setting of another type.
+    """
+    for field in fields(loss):
+        if field.name not in apart:
+            value = checked(field.name, getattr(loss, field.name), field.type)
+            object.__setattr__(loss, field.name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +44,26 @@ class GapLoss(ABC):
         from_logits: whether predictions are logits; False for probabilities, see
             `logits_from_probabilities`.
         label_smoothing: share by which the mask is moved towards one half, from 0 to below 1.
+
+    Raises:
+        ValueError: a setting out of range.
+        TypeError: a setting of another type.
     """
 
     from_logits: bool = True
-    label_smoothing: float = 0.0
+    label_smoothing: Rate = 0.0
 
     target: ClassVar[str] = "mask"
     learns: ClassVar[bool] = False
-    needs_threshold: ClassVar[bool] = False
+    _checked_apart: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_smoothing(self.label_smoothing)
+        check_settings(self, apart=self._checked_apart)
+
+    @property
+    def needs_threshold(self) -> bool:
+        """Whether the loss is called with ``threshold=``."""
+        return False
 
     def __call__(
         self,

@@ -1,8 +1,8 @@
 """Cross-entropy, focal and Dice loss together, in fixed shares."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Array, Bool, Float, Num
 
@@ -10,6 +10,7 @@ from forestgaps_jax.loss.base import GapLoss
 from forestgaps_jax.loss.dice import DiceLoss, dice_loss
 from forestgaps_jax.loss.focal import BCELoss, FocalLoss, bce_loss, focal_loss
 from forestgaps_jax.loss.weighted import Threshold, ThresholdWeightedLoss, weight_table
+from forestgaps_jax.settings import Fraction, NotNegative
 
 __all__ = ["BCELoss", "CombinedFocalDiceLoss", "ComboLoss", "DiceLoss", "FocalLoss", "focal_dice_loss"]
 
@@ -61,14 +62,20 @@ def focal_dice_loss(
 class CombinedFocalDiceLoss(GapLoss):
     """`focal_dice_loss` with its settings fixed, and perhaps with threshold weights.
 
+    The first four settings are in the order of forestgaps, the others are given by name.
+
     Attributes:
-        alpha: share of the focal loss.
-        gamma: focusing exponent of the focal loss.
-        focal_alpha: weight of gap pixels inside the focal loss.
-        smooth: pixels added to both sides of the Dice ratio.
-        reduction: Dice over the ``"batch"`` or per ``"image"``.
+        alpha: share of the focal loss, from 0 to 1.
+        gamma: focusing exponent of the focal loss, 0 or more.
+        smooth: pixels added to both sides of the Dice ratio, 0 or more.
         threshold_weights: weight at each height threshold (m), see `ThresholdWeightedLoss`: a mapping or
             pairs, kept as pairs. None: all weigh the same.
+        focal_alpha: weight of gap pixels inside the focal loss, from 0 to 1; None for 1 and 1.
+        reduction: Dice over the ``"batch"`` or per ``"image"``.
+
+    Raises:
+        ValueError: a setting out of range, or threshold weights that do not fit.
+        TypeError: a setting of another type.
 
     >>> import jax.numpy as jnp
     >>> logits, targets = jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))
@@ -77,12 +84,15 @@ class CombinedFocalDiceLoss(GapLoss):
     True
     """
 
-    alpha: float = 0.5
-    gamma: float = 2.0
-    focal_alpha: float | None = 0.5
-    smooth: float = 1e-6
-    reduction: Literal["batch", "image"] = "batch"
+    alpha: Fraction = 0.5
+    gamma: NotNegative = 2.0
+    smooth: NotNegative = 1e-6
     threshold_weights: Mapping[float, float] | Sequence[tuple[float, float]] | None = None
+    _: KW_ONLY
+    focal_alpha: Fraction | None = 0.5
+    reduction: Literal["batch", "image"] = "batch"
+
+    _checked_apart: ClassVar[tuple[str, ...]] = ("threshold_weights",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +103,7 @@ class CombinedFocalDiceLoss(GapLoss):
             object.__setattr__(self, "threshold_weights", tuple(zip(*table, strict=True)))
 
     @property
-    def needs_threshold(self) -> bool:  # type: ignore[override]
+    def needs_threshold(self) -> bool:
         """Whether the loss has threshold weights, and so is called with ``threshold=``."""
         return self.threshold_weights is not None
 
@@ -141,27 +151,25 @@ class ComboLoss(GapLoss):
 
     Attributes:
         weights: factors of BCE, Dice and focal loss, 0 or more.
-        focal_alpha: weight of gap pixels inside the focal loss.
-        gamma: focusing exponent of the focal loss.
-        smooth: pixels added to both sides of the Dice ratio.
+        focal_alpha: weight of gap pixels inside the focal loss, from 0 to 1; None for 1 and 1.
+        gamma: focusing exponent of the focal loss, 0 or more.
+        smooth: pixels added to both sides of the Dice ratio, 0 or more.
         reduction: Dice over the ``"batch"`` or per ``"image"``.
+
+    Raises:
+        ValueError: not three weights, or a setting out of range.
+        TypeError: a setting of another type.
 
     >>> import jax.numpy as jnp
     >>> ComboLoss(weights=(0.0, 1.0, 0.0))(jnp.zeros((1, 4)), jnp.asarray([[1, 1, 0, 0]])).round(4).item()
     0.5
     """
 
-    weights: Sequence[float] = (0.5, 0.3, 0.2)
-    focal_alpha: float | None = 0.25
-    gamma: float = 2.0
-    smooth: float = 1e-6
+    weights: tuple[NotNegative, NotNegative, NotNegative] = (0.5, 0.3, 0.2)
+    focal_alpha: Fraction | None = 0.25
+    gamma: NotNegative = 2.0
+    smooth: NotNegative = 1e-6
     reduction: Literal["batch", "image"] = "batch"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "weights", tuple(self.weights))
-        if len(self.weights) != 3 or not all(weight >= 0 for weight in self.weights):
-            raise ValueError(f"weights = {self.weights}: must be three of 0 or more, for BCE, Dice and focal")
 
     def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         bce, dice, focal = self.weights

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Num
 from forestgaps_jax.loss.base import GapLoss
 from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import weight_samples
+from forestgaps_jax.settings import NotNegative
 
 
 def dice_loss(
@@ -65,9 +66,9 @@ def dice_loss(
 
 @dataclass(frozen=True)
 class DiceLoss(GapLoss):
-    """`dice_loss` with its settings fixed."""
+    """`dice_loss` with its settings fixed: ``smooth`` 0 or more."""
 
-    smooth: float = 1e-6
+    smooth: NotNegative = 1e-6
     reduction: Literal["batch", "image"] = "batch"
 
     def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:

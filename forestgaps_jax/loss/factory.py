@@ -19,7 +19,12 @@ from forestgaps_jax.loss.regression import (
 from forestgaps_jax.loss.threshold_weights import create_threshold_weights
 from forestgaps_jax.loss.weighted import ThresholdWeightedLoss, ThresholdWeightedRegressionLoss
 
-__all__ = ["create_loss_function", "create_loss_with_threshold_weights", "create_threshold_weights"]
+__all__ = [
+    "create_loss_function",
+    "create_loss_with_threshold_weights",
+    "create_threshold_weights",
+    "weigh_by_threshold",
+]
 
 
 def create_loss_function(config: Config) -> Loss:
@@ -111,6 +116,19 @@ def create_loss_with_threshold_weights(
     >>> loss.sample_weight(7.5).round(3).item()
     1.0
     """
-    loss, weights = create_loss_function(config), create_threshold_weights(config, stats)
-    weighted = ThresholdWeightedRegressionLoss if isinstance(loss, RegressionLoss) else ThresholdWeightedLoss
+    return weigh_by_threshold(create_loss_function(config), create_threshold_weights(config, stats))
+
+
+def weigh_by_threshold(
+    loss: Loss, weights: Mapping[float, float]
+) -> ThresholdWeightedLoss | ThresholdWeightedRegressionLoss:
+    """Give a loss weights by height threshold (m): of samples, or of pixels for a loss of canopy height.
+
+    Raises:
+        ValueError: it has such weights already.
+    """
+    if getattr(loss, "needs_threshold", False):
+        raise ValueError(f"{loss} has threshold weights of its own: set use_threshold_weights = false")
+    heights = getattr(loss, "target", "mask") == "chm"
+    weighted = ThresholdWeightedRegressionLoss if heights else ThresholdWeightedLoss
     return weighted(loss, tuple(weights), tuple(weights.values()))

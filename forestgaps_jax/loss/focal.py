@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Num
 from forestgaps_jax.loss.base import GapLoss
 from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import mean_over_valid
+from forestgaps_jax.settings import Fraction, NotNegative
 
 
 def focal_loss(
@@ -86,15 +87,15 @@ def bce_loss(
 
 @dataclass(frozen=True)
 class FocalLoss(GapLoss):
-    """`focal_loss` with its settings fixed.
+    """`focal_loss` with its settings fixed: ``alpha`` from 0 to 1 or None, ``gamma`` 0 or more.
 
     >>> loss = FocalLoss(alpha=0.5, label_smoothing=0.1)
     >>> round(loss(jnp.zeros((1, 2, 2, 1)), jnp.ones((1, 2, 2, 1))).item(), 4)  # ln 2 / 8
     0.0866
     """
 
-    alpha: float | None = 0.25
-    gamma: float = 2.0
+    alpha: Fraction | None = 0.25
+    gamma: NotNegative = 2.0
 
     def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma, **pixels)

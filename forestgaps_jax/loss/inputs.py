@@ -5,6 +5,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num
 
+from forestgaps_jax.fields import checked
+from forestgaps_jax.settings import Rate
+
 
 def check_shapes(
     outputs: Num[Array, "..."],
@@ -106,15 +109,5 @@ def smooth_labels(
     >>> smooth_labels(jnp.asarray([0, 1]), 0.5).tolist()
     [0.25, 0.75]
     """
-    check_smoothing(smoothing)
+    smoothing = checked("label_smoothing", smoothing, Rate)
     return targets.astype(jnp.float32) * (1.0 - smoothing) + smoothing / 2.0
-
-
-def check_smoothing(smoothing: float) -> None:
-    """Refuse a label smoothing that leaves nothing of the labels, or would turn them round.
-
-    Raises:
-        ValueError: not from 0 to below 1.
-    """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label_smoothing = {smoothing}: must be from 0 to below 1")

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from forestgaps_jax.loss.base import check_settings
 from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import mean_over_valid
+from forestgaps_jax.settings import NotNegative, Positive
 
 
 def mse_loss(
@@ -142,6 +144,9 @@ class RegressionLoss(ABC):
     learns: ClassVar[bool] = False
     needs_threshold: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        check_settings(self)
+
     def __call__(
         self,
         predictions: Float[Array, "batch ..."],
@@ -178,9 +183,9 @@ class MAELoss(RegressionLoss):
 
 @dataclass(frozen=True)
 class HuberLoss(RegressionLoss):
-    """`huber_loss` with its settings fixed."""
+    """`huber_loss` with its settings fixed: ``delta`` (m) above 0."""
 
-    delta: float = 1.0
+    delta: Positive = 1.0
 
     def _value(self, predictions: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return huber_loss(predictions, targets, delta=self.delta, **pixels)
@@ -188,10 +193,10 @@ class HuberLoss(RegressionLoss):
 
 @dataclass(frozen=True)
 class CombinedRegressionLoss(RegressionLoss):
-    """`combined_regression_loss` with its settings fixed."""
+    """`combined_regression_loss` with its settings fixed: weights of 0 or more."""
 
-    mse_weight: float = 0.5
-    mae_weight: float = 0.5
+    mse_weight: NotNegative = 0.5
+    mae_weight: NotNegative = 0.5
 
     def _value(self, predictions: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return combined_regression_loss(

@@ -96,9 +96,10 @@ class ThresholdWeightedLoss(_Weighted):
         Raises:
             TypeError: the loss learns nothing.
         """
-        if not self.learns:
+        init = getattr(self.loss, "init", None)
+        if init is None:
             raise TypeError(f"{self.loss} learns nothing: it has no parameters")
-        return self.loss.init()  # type: ignore[attr-defined]
+        return init()
 
     def sample_weight(self, threshold: Threshold) -> Float[Array, "..."]:
         """The weight of each threshold (m), of the same shape."""

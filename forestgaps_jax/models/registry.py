@@ -1,6 +1,7 @@
 """Networks by name."""
 
 import difflib
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,16 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
 }
 """What `create_model` can make; add an entry to make more."""
 
+_ELSEWHERE = {
+    "film_unet": "unet_film",
+    "residual_unet": "unet_residual",
+    "attention_unet": "unet_attention",
+    "regression_unet": "unet_regression",
+    "deeplab": "deeplabv3_plus",
+    "deeplab_film": "deeplabv3_plus_film",
+}
+"""Names of other places, in lower case, and those of `MODELS`."""
+
 REGRESSION_LOSSES = ("mse", "mae", "huber", "combined_regression")
 """Values of ``loss_type`` that compare heights, which only unet_regression predicts."""
 
@@ -36,16 +47,27 @@ def create_model(name: str, *, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
         options: arguments of the network, such as ``features`` and ``depth`` of `UNet`.
 
     Raises:
-        ValueError: no network of this name; the error lists them.
+        ValueError: no network of this name (the error lists them), or a size that none can have.
         TypeError: the network has no such option.
 
     >>> model = create_model("unet_film", rngs=nnx.Rngs(0), features=4, depth=2)
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        meant = _nearest(name)
+        hint = f"did you mean {meant!r}? " if meant else ""
         raise ValueError(f"there is no model {name!r}; {hint}there are: {', '.join(sorted(MODELS))}")
+    for option, least in (("features", 1), ("depth", 0)):
+        if options.get(option, least) < least:
+            raise ValueError(f"{option} = {options[option]}: must be {least} or more")
     return MODELS[name](rngs=rngs, **options)
+
+
+def _nearest(name: str) -> str | None:
+    plain = re.sub("[^a-z0-9]+", "_", name.lower().replace("+", "plus"))
+    if plain.startswith("deeplab"):
+        plain = "deeplab_film" if re.search("film|threshold", plain) else "deeplab"
+    close = difflib.get_close_matches(plain, MODELS, n=1)
+    return _ELSEWHERE.get(plain, close[0] if close else None)
 
 
 def create_model_from_config(config: Config) -> nnx.Module:

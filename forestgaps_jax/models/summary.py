@@ -71,10 +71,15 @@ def model_summary(model: nnx.Module, shape: tuple[int, int, int, int] = (1, 128,
 def _forward(model: nnx.Module, shape: tuple[int, ...]) -> tuple[str, float | None]:
     """What comes out for an input of ``shape``, in words, and the operations that this takes."""
     graph, state = nnx.split(model)
+
+    def run(state: Any, *inputs: Any) -> Any:
+        module: Any = nnx.merge(graph, state)
+        return module(*inputs)
+
     tile, threshold = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.float32)
     taken = len(inspect.signature(type(model).__call__).parameters) - 1
     inputs = (tile, threshold)[: min(taken, 2)]
-    lowered = jax.jit(lambda state, *inputs: nnx.merge(graph, state)(*inputs)).lower(state, *inputs)  # type: ignore[operator]
+    lowered = jax.jit(run).lower(state, *inputs)
     outputs = ", ".join(f"{_shape(leaf.shape)} {leaf.dtype}" for leaf in jax.tree.leaves(lowered.out_info))
     cost: Any = lowered.cost_analysis() or {}
     return outputs, cost.get("flops")

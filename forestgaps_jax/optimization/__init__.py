@@ -2,7 +2,7 @@
 
 from forestgaps_jax.optimization.clipping import GradientClipping
 from forestgaps_jax.optimization.lr_schedulers import create_scheduler, learning_rates
-from forestgaps_jax.optimization.optimizers import create_optimizer, kernel_mask
+from forestgaps_jax.optimization.optimizers import clip_and_accumulate, create_optimizer, kernel_mask
 from forestgaps_jax.optimization.plateau import Plateau, PlateauState, create_plateau, metric_mode
 from forestgaps_jax.optimization.regularization import (
     AdaptiveNorm,
@@ -19,6 +19,7 @@ __all__ = [
     "GradientClipping",
     "Plateau",
     "PlateauState",
+    "clip_and_accumulate",
     "create_optimizer",
     "create_plateau",
     "create_scheduler",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ def create_scheduler(config: Config, steps_per_epoch: int) -> optax.Schedule:
         steps_per_epoch: batches in an epoch.
 
     Raises:
+        TypeError: the settings do not come first.
         ValueError: fewer than one batch in an epoch.
 
     Source: Loshchilov and Hutter 2017, SGDR, arXiv:1608.03983; Smith and Topin 2018, Super-Convergence,
@@ -36,6 +38,11 @@ def create_scheduler(config: Config, steps_per_epoch: int) -> optax.Schedule:
     >>> [round(float(schedule(step)), 3) for step in (0, 10, 20, 99)]
     [0.1, 0.05, 0.0, 0.0]
     """
+    if not isinstance(config, Config) or not isinstance(steps_per_epoch, int | np.integer):
+        raise TypeError(
+            f"create_scheduler({type(config).__name__}, {type(steps_per_epoch).__name__}): must be "
+            "create_scheduler(config, steps_per_epoch); the optimizer is made after it, with its schedule"
+        )
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch = {steps_per_epoch}: must be 1 or more")
     total = -(-config.epochs * steps_per_epoch // config.gradient_accumulation_steps)
@@ -146,17 +153,19 @@ def _onecycle(config: Config, steps_per_epoch: int, total: int) -> optax.Schedul
     """
     peak = 10 * config.learning_rate if config.max_lr is None else config.max_lr
     first = peak / config.div_factor
-    top = config.pct_start * total - 1  # below 0 in a run so short that it begins on the way down
+    # Between two steps, which optax computes with though it asks for whole ones; below 0 in a run so short
+    # that it begins on the way down.
+    top: Any = config.pct_start * total - 1
 
-    def turn(start: float, stop: float, steps: float) -> optax.Schedule:
+    def turn(start: float, stop: float, steps: Any) -> optax.Schedule:
         if config.anneal_strategy == "linear":
-            return optax.linear_schedule(start, stop, steps)  # type: ignore[arg-type]
-        return optax.cosine_decay_schedule(start, steps, alpha=stop / start)  # type: ignore[arg-type]
+            return optax.linear_schedule(start, stop, steps)
+        return optax.cosine_decay_schedule(start, steps, alpha=stop / start)
 
     fall = turn(peak, first / config.final_div_factor, total - 1 - top)
     if top <= 0:
         return lambda step: fall(step - top)
-    return optax.join_schedules([turn(first, peak, top), fall], [top])  # type: ignore[list-item]
+    return optax.join_schedules([turn(first, peak, top), fall], [top])
 
 
 _SHAPES: dict[str, Callable[[Config, int, int], optax.Schedule]] = {

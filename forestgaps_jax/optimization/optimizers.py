@@ -42,12 +42,15 @@ def create_optimizer(config: Config, schedule: optax.Schedule) -> optax.Gradient
         direction = optax.trace(config.momentum, config.nesterov)
     else:
         direction = optax.scale_by_adam(*config.adam_betas)
-    chain = optax.chain(
-        *_clipping(config),
-        direction,
-        optax.add_decayed_weights(config.weight_decay, kernel_mask),
-        optax.scale_by_learning_rate(schedule),
-    )
+    decay = optax.add_decayed_weights(config.weight_decay, kernel_mask)
+    return clip_and_accumulate(config, optax.chain(direction, decay, optax.scale_by_learning_rate(schedule)))
+
+
+def clip_and_accumulate(
+    config: Config, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Put the clipping of ``config`` before an optimizer, and its accumulation of gradients around both."""
+    chain = optax.chain(*_clipping(config), optimizer)
     if config.gradient_accumulation_steps == 1:
         return chain
     return optax.MultiSteps(chain, config.gradient_accumulation_steps).gradient_transformation()

@@ -1,7 +1,7 @@
 """Against overfitting: stochastic depth over the training, and what a model takes on top."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ class CompositeRegularization:
     [0.05 0.95]
     """
 
-    model: nnx.Module
+    model: nnx.Module = field(repr=False)
     dropout_rate: float | None = None
     weight_decay: float = 1e-4
     drop_path_rate: float = 0.0
@@ -170,6 +170,9 @@ class CompositeRegularization:
             )
         for layer in convolutions(self.model) if self.spectral_norm else ():
             normalize_kernel(layer)
+        for module in modules if self.spectral_norm else ():
+            if isinstance(getattr(module, "spectral_norm", None), bool):
+                module.spectral_norm = True
         for module in dropouts:
             module.rate = _DROPOUT if self.dropout_rate is None else self.dropout_rate
         for module, rate in zip(paths, self._drop_path_rates(len(paths), bool(shares)), strict=True):

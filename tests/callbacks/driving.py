@@ -43,9 +43,9 @@ def drive(run: Run, callbacks: Sequence[Callback], val: Sequence[dict[str, Any]]
     hooks.fire("on_train_begin", config=run.config)
     try:
         for epoch, metrics in enumerate(val, start):
-            _epoch(run, hooks, epoch, metrics)
             if run.stop_reason is not None:
                 break
+            _epoch(run, hooks, epoch, metrics)
     finally:
         best = {run.config.monitor_metric: 0.75}
         hooks.fire("on_train_end", history=run.history, best_metrics=best, stop_reason=run.stop_reason)
@@ -74,7 +74,7 @@ def _step(run: Run) -> None:
     """One more step, which takes the arrays of the state before, as donation does."""
     before, step = run.state, int(run.state.step) + 1
     params = jax.tree.map(lambda x: jnp.full_like(x, step), before.params)
-    run.state = replace(before, params=params, step=jnp.int32(step))
+    run._advance(replace(before, params=params, step=jnp.int32(step)))
     for leaf in jax.tree.leaves(before.params):
         leaf.delete()
 

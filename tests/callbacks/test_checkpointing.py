@@ -76,6 +76,14 @@ def test_saved_are_every_nth_epoch_the_best_ones_and_the_last(state, config, tmp
     assert saved(run, val, monitor="val_loss") == [1, 3, 5, 6, 8]
 
 
+def test_a_resumed_epoch_is_the_best_only_if_it_beats_those_before(state, config, tmp_path):
+    run = new_run(state, replace(config, epochs=9, save_frequency=9), folder=tmp_path, steps=1)
+    drive(run, [], [scores(loss=0.4), scores(loss=0.3)])
+    drive_on = Saved("val_loss")
+    drive(run, [drive_on], [scores(loss=loss) for loss in (0.35, 0.2, 0.5)], start=2)
+    assert drive_on.saved == [(4, -0.2)]
+
+
 def test_a_number_of_epochs_of_its_own_wins(state, config, tmp_path):
     run = new_run(state, replace(config, epochs=5), folder=tmp_path, steps=1)
     val = [scores(loss=loss) for loss in (0.1, 0.2, 0.3, 0.4, 0.5)]
@@ -139,6 +147,13 @@ def test_a_run_without_a_folder_is_not_saved_and_requests_do_not_pile_up(
     drive(run, [CheckpointingCallback()], [scores(), scores()])
     assert not run.save_requested
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_that_such_a_network_has_not_is_refused_at_the_start(state, config):
+    run = new_run(state, config)
+    run.heights = True
+    with pytest.raises(ValueError, match="val_pr_auc is of gap probabilities"):
+        drive(run, [CheckpointingCallback("val_pr_auc")], [])
 
 
 def test_a_folder_with_later_checkpoints_is_refused(state, config, tmp_path):

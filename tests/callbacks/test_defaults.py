@@ -10,13 +10,15 @@ from forestgaps_jax.callbacks import (
     LoggingCallback,
     Profiler,
     ProgressBar,
+    Timer,
     VisualizationCallback,
-    default_callbacks,
+    with_defaults,
 )
+from tests.callbacks.driving import HISTORY
 
 
-def kinds(config, on_disk) -> list[list[type]]:
-    return [[type(callback) for callback in part] for part in default_callbacks(config, on_disk)]
+def kinds(config, on_disk, own=()) -> list[type]:
+    return [type(callback) for callback in with_defaults(config, on_disk, own)]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,32 @@ def kinds(config, on_disk) -> list[list[type]]:
     ids=str,
 )
 def test_the_settings_say_what_comes_before_the_users_own(config, settings, on_disk, before):
-    assert kinds(replace(config, **settings), on_disk) == [before, [CheckpointingCallback] if on_disk else []]
+    own, last = Timer(), [CheckpointingCallback] if on_disk else []
+    assert kinds(replace(config, **settings), on_disk, [own]) == [*before, Timer, *last]
+
+
+class Own(LoggingCallback):
+    """A user's own kind of a default callback."""
+
+
+def test_fault_03_a_users_own_replaces_the_default_of_its_kind(config):
+    config = replace(config, use_progress_bar=True, use_early_stopping=True)
+    own = [Own(), EarlyStoppingCallback("train_loss"), ProgressBar(), VisualizationCallback(2)]
+    assert with_defaults(config, True, iter(own))[:4] == own
+    assert kinds(config, True, own) == [*map(type, own), CheckpointingCallback]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_users_own_checkpoints_come_last_and_alone(config, on_disk):
+    own = CheckpointingCallback("val_loss")
+    callbacks = with_defaults(replace(config, vis_save_frequency=0), on_disk, [own, Timer()])
+    assert callbacks[-1] is own
+    assert [type(c) for c in callbacks[:-1]] == [*[LoggingCallback] * on_disk, Timer]
+
+
+def test_two_checkpointings_of_one_folder_are_refused(config):
+    with pytest.raises(ValueError, match="hold 2 CheckpointingCallback for one run folder: give one"):
+        with_defaults(config, True, [CheckpointingCallback(), CheckpointingCallback("val_loss")])
 
 
 def test_early_stopping_and_profile_are_as_set(config):
@@ -49,7 +76,7 @@ def test_early_stopping_and_profile_are_as_set(config):
         early_stopping_restore_best=True,
         profile_steps=(4, 7),
     )
-    (stopping, profiler), _ = default_callbacks(config, on_disk=False)
+    stopping, profiler = with_defaults(config, on_disk=False, callbacks=())
     assert isinstance(stopping, EarlyStoppingCallback)
     assert (stopping.monitor.name, stopping.monitor.mode) == ("train_iou", "max")
     assert (stopping.patience, stopping.restore_best) == (3, True)
@@ -74,21 +101,22 @@ def test_fault_03_a_users_callback_drops_none_of_the_default_ones(state, config,
 
 
 def test_fault_02_early_stopping_acts_in_a_training(state, config, data, tmp_path):
-    """A network of gaps has no error in metres, so that nothing ever improves."""
+    """No loss is below the 0 of the epoch before, so that nothing ever improves."""
     settings = replace(
         config,
         name="stopped",
         runs_dir=str(tmp_path),
         use_early_stopping=True,
-        early_stopping_monitor="val_rmse",
+        early_stopping_monitor="val_loss",
         early_stopping_patience=1,
         vis_save_frequency=0,
         use_tensorboard=False,
     )
-    trained, history = train(state, settings, data)
+    before = {name: [{"loss": 0.0}] if "metrics" in name else [0.0] for name in HISTORY}
+    trained, history = train(state, settings, data, history=before)
     steps = data.train.steps_per_epoch
-    assert len(history["lr"]) == 1
+    assert len(history["lr"]) == 2
     assert int(trained.step) == steps
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [str(steps)]
     log = (tmp_path / "stopped" / "train.log").read_text()
-    assert "stopped: val_rmse had no finite value for 1 epochs; best val_iou 0." in log
+    assert "stopped: val_loss has not improved on its 0 of epoch 1 for 1 epochs; best val_iou 0." in log

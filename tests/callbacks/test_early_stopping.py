@@ -101,13 +101,13 @@ def test_without_restore_best_the_last_weights_stay(state, config):
 
 
 def test_statistics_and_moving_averages_come_back_with_the_weights(state, config):
-    state = replace(state, ema_params={"w": jnp.ones(2)})
+    state = replace(state, ema_params={"w": jnp.ones(2)}, loss_params={"w": jnp.zeros(2)})
     run = new_run(state, replace(config, epochs=2))
     hooks = CallbackList([EarlyStoppingCallback(restore_best=True)], run)
     hooks.fire("on_train_begin", config=run.config)
     hooks.fire("on_epoch_end", 0, val_metrics={"loss": 0.1})
-    names = ("ema_params", "model_state")
-    run.state = replace(run.state, **{n: jax.tree.map(lambda x: x + 1, getattr(state, n)) for n in names})
+    names = ("ema_params", "model_state", "loss_params")
+    run._advance(replace(run.state, **{n: jax.tree.map(lambda x: x + 1, getattr(state, n)) for n in names}))
     hooks.fire("on_epoch_end", 1, val_metrics={"loss": 0.2})
     hooks.fire("on_train_end")
     assert jax.tree.leaves(state.model_state)
@@ -129,6 +129,27 @@ def test_epochs_before_an_interruption_count(state, config):
     drive(run, [callback], losses(0.35, 0.4), start=2)
     assert "0.3 of epoch 1 for 3 epochs" in run.stop_reason
     assert len(run.history["lr"]) == 4
+
+
+@pytest.mark.parametrize("epochs", [3, 9], ids=["at its end", "stopped"])
+def test_training_again_after_the_patience_is_used_up_trains_nothing(state, config, caplog, epochs):
+    config = replace(config, epochs=epochs)
+    first = new_run(state, config)
+    drive(first, [EarlyStoppingCallback(patience=2)], losses(0.3, 0.5, 0.4))
+    again = Run(config, first.state, STEPS, history=first.history)
+    drive(again, [EarlyStoppingCallback(patience=2, restore_best=True)], [])
+    at_once = "val_loss has not improved on its 0.3 of epoch 1 for 2 epochs"
+    assert again.stop_reason == (at_once if epochs == 9 else None)
+    assert caplog.text == ""
+    more = Run(config, first.state, STEPS, history=first.history)
+    drive(more, [EarlyStoppingCallback(patience=5)], [])
+    assert more.stop_reason is None
+
+
+def test_an_error_in_metres_of_a_network_of_gaps_is_refused_at_the_start(state, config):
+    run = Run(config, state, STEPS, heights=False)
+    with pytest.raises(ValueError, match="val_rmse is of predicted heights"):
+        drive(run, [EarlyStoppingCallback("val_rmse")], [])
 
 
 def test_a_callback_can_serve_two_trainings(state, config):

@@ -47,7 +47,7 @@ def test_fault_01_the_settings_are_written_as_used_and_as_text(run, config, tmp_
 
 
 def test_tags_are_those_that_are_documented(run, tmp_path):
-    regression = {"mse": 4.0, "rmse": 2.0, "bias": math.nan}
+    regression = {"mse": 4.0, "rmse": 2.0, "bias": math.nan, "n_pixels": 7.0}
     val = scores(regression=regression, pr_auc=0.9)
     val["threshold_metrics"][5.0]["pr_auc"] = 0.8
     drive(run, [LoggingCallback()], [val])
@@ -60,6 +60,7 @@ def test_tags_are_those_that_are_documented(run, tmp_path):
     for tag, value in expected.items():
         assert scalars[tag, 0] == pytest.approx(value, rel=1e-6), tag
     assert scalars["tiles_per_second", 0] > 0
+    assert scalars["val/n_pixels", 0] == val["n_pixels"]
     tags = {tag for tag, _ in scalars}
     assert "val/bias" not in tags
     assert not {tag for tag in tags if "confusion" in tag or tag.startswith("val/n_samples")}
@@ -80,11 +81,13 @@ def test_the_log_is_a_line_at_the_start_one_an_epoch_and_one_at_the_end(run, tmp
 def test_the_log_says_why_a_training_stopped_and_shows_the_models_summary(run, tmp_path):
     callback = LoggingCallback()
     callback.run = run
-    callback.on_train_begin({"config": run.config, "model_summary": "U-Net\n4 features"})
+    weights = {5.0: 0.75, 12.5: 1.25}
+    callback.on_train_begin({"model_summary": "U-Net\n4 features", "threshold_weights": weights})
     logs = {"history": run.history, "best_metrics": {"val_iou": None}, "stop_reason": "the night is over"}
     callback.on_train_end(logs)
     text = (tmp_path / "train.log").read_text()
     assert "the network\n  U-Net\n  4 features\n" in text
+    assert "threshold weights: 5 m 0.75, 12.5 m 1.25\n" in text
     assert "stopped: the night is over; best val_iou None" in text
 
 
@@ -99,11 +102,47 @@ def test_the_history_is_kept_whole_over_an_interruption(state, config, tmp_path)
     assert {len(values) for values in history.values()} == {3}
 
 
+def test_the_history_is_whole_in_a_new_folder_too(state, config, tmp_path):
+    first = new_run(state, config)
+    drive(first, [], [scores(loss=0.5), scores(loss=0.4)])
+    second = new_run(state, config, folder=tmp_path)
+    second.history = first.history
+    drive(second, [LoggingCallback()], [scores(loss=0.3)], start=2)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history == to_json(second.history)
+    assert history["val_loss"] == [0.5, 0.4, 0.3]
+
+
 def test_other_callbacks_write_to_the_same_events_until_the_end(run, tmp_path):
     write = LambdaCallback(on_epoch_end=lambda epoch, logs: run.events.add_scalar("mine", 3.0, epoch))
     drive(run, [LoggingCallback(), write], [scores()])
     assert read_scalars(tmp_path)["mine", 0] == 3.0
     assert run.events is None
+
+
+def test_each_tag_is_written_once_an_epoch_and_no_rate_that_is_not_known(run):
+    written = []
+
+    class Events:
+        def add_scalar(self, tag, value, step):
+            written.append(tag)
+
+        def flush(self): ...
+
+        def close(self): ...
+
+    callback = LoggingCallback()
+    callback.run = run
+    callback.on_train_begin()
+    callback._events = Events()
+    callback.on_epoch_begin(0)
+    metrics = scores(regression={"rmse": 1.0, "n_pixels": 3.0})
+    logs = {"train_metrics": metrics, "val_metrics": metrics, "lr": math.nan}
+    callback.on_epoch_end(0, {**logs, "improved": False, "epoch_time": 1.0})
+    assert len(written) == len(set(written))
+    assert {"train/n_pixels", "val/rmse"} <= set(written)
+    assert "learning_rate" not in written
 
 
 def test_without_validation_there_are_no_validation_tags(run, tmp_path):

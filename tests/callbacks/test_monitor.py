@@ -101,10 +101,38 @@ def test_wrong_settings_are_refused(arguments, message):
 def test_what_will_never_be_measured_is_refused(config):
     Monitor("val_iou_15m").check(config)
     Monitor("train_loss").check(config, validated=False)
-    with pytest.raises(ValueError, match=r"val_loss needs validation data.*'train_loss'"):
+    with pytest.raises(
+        ValueError, match=r"val_loss needs.*data\.val \(on the command line --val-fraction.*'train_loss'"
+    ):
         Monitor("val_loss").check(config, validated=False)
+    with pytest.raises(ValueError, match=r"val_pr_auc_5m needs validation data.*'train_iou'"):
+        Monitor("val_pr_auc_5m").check(config, validated=False)
     with pytest.raises(ValueError, match="val_iou_10m: 10 m is not in thresholds = 5, 15"):
         Monitor("val_iou_10m").check(config)
+
+
+@pytest.mark.parametrize("heights", [True, False, None])
+@pytest.mark.parametrize(
+    ("name", "of_heights", "of_gaps", "instead"),
+    [
+        ("val_iou", True, True, ""),
+        ("train_loss", True, True, ""),
+        ("val_pr_auc", False, True, "'val_rmse' or 'val_iou'"),
+        ("val_pr_auc_15m", False, True, "'val_rmse' or 'val_iou'"),
+        ("train_pr_auc", False, False, "'train_iou'"),
+        *[(f"val_{name}", True, False, "'val_iou' or 'val_loss'") for name in ("mse", "rmse", "mae", "r2")],
+        ("train_rmse", True, False, "'train_iou' or 'train_loss'"),
+    ],
+)
+def test_what_such_a_network_is_never_measured_by_is_refused(
+    config, name, of_heights, of_gaps, instead, heights
+):
+    measured = {True: of_heights, False: of_gaps, None: of_heights or of_gaps}[heights]
+    if measured:
+        Monitor(name).check(config, heights=heights)
+    else:
+        with pytest.raises(ValueError, match=f"{name}.*monitor .*{instead}"):
+            Monitor(name).check(config, heights=heights)
 
 
 def test_every_metric_of_an_evaluation_can_be_monitored():

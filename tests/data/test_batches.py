@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forestgaps_jax.data.batches import _say_default, as_batch, as_images, as_thresholds, fill_up
+from forestgaps_jax.data.batches import (
+    _say_default,
+    as_batch,
+    as_images,
+    as_thresholds,
+    fill_up,
+    warn_of_unlisted,
+)
 from forestgaps_jax.types import Batch
 
 SHAPE = (3, 4, 6, 1)
@@ -82,6 +89,37 @@ def test_a_threshold_is_one_for_all_or_one_a_sample(threshold):
     assert np.asarray(values).tolist() == [7.0, 7.0, 7.0]
 
 
+@pytest.mark.parametrize("threshold", ["10", [5.0, None, 5.0], [[1.0], [1.0, 2.0]], True, {"a": 1}])
+def test_thresholds_that_are_no_numbers_are_a_type_error(threshold):
+    with pytest.raises(TypeError, match=r"threshold = .*must be a height in metres"):
+        as_thresholds(threshold, 3)
+
+
+@pytest.mark.parametrize("threshold", [0, -5.0, np.nan, np.inf, [5.0, -1.0, 5.0]])
+def test_thresholds_that_are_no_heights_are_an_error(threshold):
+    with pytest.raises(ValueError, match=r"threshold = .*above 0"):
+        as_thresholds(threshold, 3)
+
+
+def test_thresholds_on_the_device_stay_there():
+    with jax.transfer_guard_device_to_host("disallow"):
+        values = as_thresholds(jnp.float32(7), 3), as_thresholds(jnp.full(3, 7.0), 3)
+    assert all(isinstance(value, jax.Array) and value.shape == (3,) for value in values)
+
+
+def test_one_warning_tells_of_thresholds_that_are_not_scored(caplog):
+    listed = (5.0, 7.25)  # of no other test: it is said once in a process
+    with caplog.at_level(logging.WARNING):
+        warn_of_unlisted(np.float32([5, 7.25]), listed)
+        warn_of_unlisted(jnp.float32([5, 9]), listed)
+        assert caplog.text == ""
+        for _ in range(3):
+            warn_of_unlisted(np.float32([5, 9]), listed)
+    assert len(caplog.records) == 1
+    assert "9 m" in caplog.text
+    assert "config.thresholds = (5.0, 7.25)" in caplog.text
+
+
 @pytest.mark.parametrize("item", [(DSM, MASK), {"dsm": DSM, "mask": MASK}])
 def test_without_a_threshold_10_m_are_taken_and_said(item, caplog):
     _say_default.cache_clear()  # it is said once in a process
@@ -117,6 +155,11 @@ def test_what_does_not_fit_is_an_error_that_says_so(item, message):
 def test_what_is_no_batch_is_a_type_error(item):
     with pytest.raises(TypeError, match="must be a mapping with dsm, mask"):
         as_batch(item)
+
+
+def test_a_tuple_too_long_tells_its_length_and_where_chm_goes():
+    with pytest.raises(TypeError, match=r"tuple of 5: .*chm has a place in a mapping only"):
+        as_batch((*VALUES, DSM))
 
 
 @pytest.mark.parametrize("put", [np.asarray, jnp.asarray], ids=["numpy", "jax"])

@@ -53,6 +53,27 @@ def test_what_is_no_data_is_refused_in_words(data, config):
         inspect.unwrap(as_data)(data, config)  # past the type checker of the test run
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_an_empty_source_is_refused_before_the_training(part, config):
+    with pytest.raises(ValueError, match=rf"data\.{part} yields no batch"):
+        as_data({"train": BATCHES, part: []}, config)
+    with pytest.raises(ValueError, match="to evaluate on yields no batch"):
+        as_evaluation_source((), config)
+
+
+@pytest.mark.parametrize("train", [None, 5, "train.npz"])
+def test_training_data_that_are_none_are_told(train, config):
+    with pytest.raises(ValueError, match=rf"data\.train is a {type(train).__name__}: must be a sampler"):
+        inspect.unwrap(as_data)({"train": train}, config)  # past the type checker of the test run
+
+
+def test_thresholds_that_are_not_listed_are_told(caplog):
+    list(read_batches(BATCHES, listed=(5.0,)))
+    assert caplog.text == ""
+    list(read_batches(BATCHES, listed=(10.125,)))
+    assert "threshold 5 m" in caplog.text
+
+
 def test_a_validation_source_that_can_be_read_once_is_refused(config):
     with pytest.raises(ValueError, match="list_iterator can be read only once"):
         as_data({"train": BATCHES, "val": iter(BATCHES)}, config)

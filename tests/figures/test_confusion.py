@@ -110,3 +110,10 @@ def test_curves_that_are_nowhere_defined_leave_an_empty_panel():
     axis = drawn(plot_precision_recall({5.0: curve(3, gap=0.0)})).axes[0]
     assert not axis.lines
     assert math.isclose(axis.get_xlim()[1], 1.02)
+
+
+def test_one_curve_needs_no_name():
+    precision, recall, _ = one = curve(1)
+    axis = drawn(plot_precision_recall(one)).axes[0]
+    np.testing.assert_array_equal(axis.lines[0].get_data(), [recall, precision])
+    assert axis.get_legend() is None

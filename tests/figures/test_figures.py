@@ -130,3 +130,37 @@ def test_history_is_loss_iou_and_learning_rate(validated):
     assert_drawn(figure, 3)
     np.testing.assert_allclose(figure.axes[0].lines[0].get_data(), [[1, 2, 3], history["train_loss"]])
     np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), [0.4 if validated else math.nan] * 3)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_history_of_heights_has_their_rmse_and_epochs_are_whole_numbers(epochs):
+    trained = [metrics() | {"regression": {"rmse": 3.0 - epoch}} for epoch in range(epochs)]
+    history = {
+        "train_loss": [0.9] * epochs,
+        "val_loss": [math.nan] * epochs,
+        "train_metrics": trained,
+        "val_metrics": [{}] * epochs,
+        "lr": [1e-3] * epochs,
+    }
+    figure = plot_history(history)
+    assert_drawn(figure, 4)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "loss", "gap IoU", "height RMSE (m)", "learning rate",
+    ]  # fmt: skip
+    train, val = figure.axes[2].lines
+    np.testing.assert_allclose(train.get_ydata(), [3.0 - epoch for epoch in range(epochs)])
+    assert np.isnan(val.get_ydata()).all()
+    for axis in figure.axes:
+        ticks = axis.get_xticks()
+        np.testing.assert_array_equal(ticks, ticks.round())
+
+
+def test_decisions_are_not_drawn_as_probabilities():
+    truth = RNG.uniform(size=SHAPE) < 0.5
+    dsm = np.zeros(SHAPE, np.float32)
+    figure = plot_tiles(dsm, truth, truth, [5.0, 10.0, 20.0])
+    assert_drawn(figure, 12)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert "predicted gaps" in titles
+    assert "P(gap)" not in titles
+    assert "P(gap)" in [axis.get_title() for axis in plot_tiles(dsm, truth, 0.5 * truth, [5.0] * 3).axes]

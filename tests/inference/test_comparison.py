@@ -123,3 +123,16 @@ def test_mean_iou_leaves_out_what_is_undefined():
 
 def test_mean_iou_of_nothing_defined_is_nan():
     assert math.isnan(mean_iou_over_thresholds(with_ious(math.nan, math.nan)))
+
+
+def test_errors_of_heights_stand_under_the_model_that_predicts_them(scores):
+    errors = {"rmse": 2.314, "mae": 1.52, "r2": 0.87}
+    plain = scores["grey_opening"]
+    table = format_table({"model": plain | {"regression": errors}, "other": plain})
+    *_, last = table.splitlines()
+    assert last.split() == ["heights", "(m)", "RMSE", "2.31", "MAE", "1.52", "R2", "0.87"]
+    both = format_table({"other": plain, "model": plain | {"regression": errors}})
+    line, names = both.splitlines()[-1], both.splitlines()[0]
+    assert line.index("RMSE") >= names.index("other") + len("other")
+    assert abs(line.index("RMSE") - names.index("model")) <= 3
+    assert "heights" not in format_table({"other": plain})

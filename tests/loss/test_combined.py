@@ -28,7 +28,7 @@ PAIRS = [
     (DiceLoss(1.0, "image"), functools.partial(dice_loss, smooth=1.0, reduction="image")),
     (BCELoss(), bce_loss),
     (
-        CombinedFocalDiceLoss(0.3, 1.0, 0.7, 1.0, "image"),
+        CombinedFocalDiceLoss(0.3, 1.0, 1.0, focal_alpha=0.7, reduction="image"),
         functools.partial(
             focal_dice_loss, alpha=0.3, gamma=1.0, focal_alpha=0.7, smooth=1.0, reduction="image"
         ),
@@ -155,9 +155,10 @@ def test_combo_is_bce_dice_and_focal_in_its_shares(weights):
     np.testing.assert_allclose(slope, finite_differences(expected, logits), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "weights", [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, -0.1, 0.2), (1.0, float("nan"), 1.0)]
-)
-def test_combo_weights_that_are_not_three_of_0_or_more_are_refused(weights):
-    with pytest.raises(ValueError, match="must be three of 0 or more, for BCE, Dice and focal"):
-        ComboLoss(weights)
+def test_settings_by_position_are_in_the_order_of_forestgaps():
+    loss = CombinedFocalDiceLoss(0.3, 1.0, 2.0, {5.0: 1.5})
+    named = CombinedFocalDiceLoss(alpha=0.3, gamma=1.0, smooth=2.0, threshold_weights={5.0: 1.5})
+    assert loss == named
+    assert (loss.focal_alpha, loss.reduction) == (0.5, "batch")
+    with pytest.raises(TypeError, match="positional"):
+        CombinedFocalDiceLoss(0.3, 1.0, 2.0, None, 0.7)

@@ -1,4 +1,5 @@
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,12 @@ from forestgaps_jax.loss import (
 )
 from forestgaps_jax.settings import Settings
 
-LOSS_TYPES = Settings.__dataclass_fields__["loss_type"].type.__args__  # type: ignore[union-attr]
+LOSS_TYPES = typing.get_args(Settings.__dataclass_fields__["loss_type"].type)
 DEFAULTS = {
     "focal": FocalLoss(alpha=0.25, gamma=2.0),
     "dice": DiceLoss(smooth=1e-6, reduction="batch"),
     "bce": BCELoss(),
-    "combined_focal_dice": CombinedFocalDiceLoss(0.5, 2.0, 0.5, 1e-6, "batch"),
+    "combined_focal_dice": CombinedFocalDiceLoss(0.5, 2.0, 1e-6, None, focal_alpha=0.5, reduction="batch"),
     "combo": ComboLoss((0.5, 0.3, 0.2), 0.25, 2.0, 1e-6, "batch"),
     "adaptive": AdaptiveLoss((FocalLoss(0.25, 2.0), DiceLoss(1e-6, "batch")), None),
     "mse": MSELoss(),
@@ -54,7 +55,9 @@ EXPECTED = {
     "focal": FocalLoss(0.8, 1.5, label_smoothing=0.1),
     "dice": DiceLoss(2.0, "image", label_smoothing=0.1),
     "bce": BCELoss(label_smoothing=0.1),
-    "combined_focal_dice": CombinedFocalDiceLoss(0.3, 1.5, 0.8, 2.0, "image", label_smoothing=0.1),
+    "combined_focal_dice": CombinedFocalDiceLoss(
+        0.3, 1.5, 2.0, focal_alpha=0.8, reduction="image", label_smoothing=0.1
+    ),
     "combo": ComboLoss((1.0, 2.0, 3.0), 0.8, 1.5, 2.0, "image", label_smoothing=0.1),
     "adaptive": AdaptiveLoss((DiceLoss(2.0, "image"), BCELoss()), (2.0, 3.0), label_smoothing=0.1),
     "mse": MSELoss(),

@@ -130,4 +130,4 @@ def test_shapes_that_would_broadcast_are_refused(loss, function, oracle, wrong):
 @pytest.mark.parametrize("delta", [0.0, -1.0, float("nan")])
 def test_a_huber_delta_that_is_not_above_0_is_refused(delta):
     with pytest.raises(ValueError, match=r"delta = .*: must be above 0"):
-        HuberLoss(delta)(jnp.zeros(SHAPE), jnp.zeros(SHAPE))
+        huber_loss(jnp.zeros(SHAPE), jnp.zeros(SHAPE), delta=delta)

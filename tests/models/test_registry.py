@@ -18,12 +18,21 @@ def test_all_networks_of_the_original_are_there():
     ("name", "message"),
     [
         ("unet_flim", "no model 'unet_flim'; did you mean 'unet_film'. there are: .*, unet, .*unet_film"),
+        ("film_unet", "did you mean 'unet_film'"),
+        ("DeepLabV3+", "did you mean 'deeplabv3_plus'"),
+        ("deeplab_v3_plus_threshold", "did you mean 'deeplabv3_plus_film'"),
         ("transformer", "no model 'transformer'; there are: .*, unet, .*unet_film"),
     ],
 )
 def test_an_unknown_name_is_an_error_that_lists_the_names(name, message):
     with pytest.raises(ValueError, match=message):
         create_model(name, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(("option", "value", "least"), [("features", 0, 1), ("depth", -1, 0)])
+def test_a_size_that_no_network_has_is_an_error(option, value, least):
+    with pytest.raises(ValueError, match=f"{option} = {value}: must be {least} or more"):
+        create_model("unet", rngs=nnx.Rngs(0), **{option: value})
 
 
 def test_an_unknown_option_is_a_type_error():

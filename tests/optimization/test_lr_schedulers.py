@@ -1,9 +1,11 @@
+import inspect
 import math
 from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -279,3 +281,9 @@ def test_a_schedule_that_follows_a_metric_needs_one_value_an_epoch(metric):
 def test_an_epoch_without_steps_is_refused(steps):
     with pytest.raises(ValueError, match=f"steps_per_epoch = {steps}: must be 1 or more"):
         create_scheduler(Config(), steps)
+
+
+@pytest.mark.parametrize("given", [(optax.adam(0.1), Config()), (Config(), 2.5), (10, Config())])
+def test_pytorchs_order_of_arguments_is_a_type_error(given):
+    with pytest.raises(TypeError, match=r"must be create_scheduler\(config, steps_per_epoch\)"):
+        inspect.unwrap(create_scheduler)(*given)  # past the type checker of the test run

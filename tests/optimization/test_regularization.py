@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forestgaps_jax import Config
-from forestgaps_jax.models import create_model
+from forestgaps_jax.models import create_model, model_summary
 from forestgaps_jax.optimization import (
     CompositeRegularization,
     drop_path_rates,
@@ -280,3 +280,12 @@ def test_depth_is_shared_out_in_the_networks_of_this_library_fault_11(unet):
 
 def test_the_names_of_the_original_are_where_it_had_them():
     assert {"CompositeRegularization", "GradientClipping"} <= set(vars(room))
+
+
+def test_the_summary_tells_the_spectral_norm_that_was_put_on_and_the_repr_is_short():
+    network = create_model("unet", rngs=nnx.Rngs(0), features=2, depth=1)
+    assert "of every convolution" not in model_summary(network, (1, 8, 8, 1))
+    regularization = CompositeRegularization(network, spectral_norm=True)
+    assert "of every convolution" in model_summary(network, (1, 8, 8, 1))
+    assert "spectral_norm=True" in repr(regularization)
+    assert "UNet" not in repr(regularization)
