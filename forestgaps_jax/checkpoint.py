@@ -4,7 +4,7 @@ A checkpoint holds arrays and JSON; opening one runs no code.
 """
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,7 +176,7 @@ def _difference(saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, 
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    parts = {f.name: getattr(state, f.name) for f in fields(state) if f.name != "apply"}  # type: ignore[arg-type]
+    parts = {name: part for name, part in vars(state).items() if name != "apply"}
     return {name: part for name, part in parts.items() if jax.tree.leaves(part)}
 
 

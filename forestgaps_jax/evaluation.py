@@ -103,7 +103,7 @@ def score(
     in_flight: deque[Array] = deque()
     hooks.fire(f"on_{phase}_begin")
     number = -1
-    for number, batch in enumerate(read_batches(source)):
+    for number, batch in enumerate(read_batches(source, listed=config.thresholds)):
         hooks.fire(f"on_{phase}_batch_begin", number)
         totals, logs = step(state, totals, batch, np.int32(number))
         wait(in_flight, logs.loss)

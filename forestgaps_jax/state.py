@@ -78,8 +78,8 @@ class NNXApply:
         **options: Any,
     ) -> tuple[Float[Array, "batch height width 1"], Any]:
         """Logits, and the model state after the pass."""
-        model = nnx.merge(self.graphdef, params, model_state)
-        logits = model(dsm, threshold, rngs=rngs, train=train, **options)  # type: ignore[operator]
+        model: Any = nnx.merge(self.graphdef, params, model_state)
+        logits = model(dsm, threshold, rngs=rngs, train=train, **options)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
 
@@ -124,8 +124,9 @@ def init_state(
     """
     # Copies: the step gives its buffers away, and the caller keeps theirs.
     params, model_state = (jax.tree.map(_copy, part) for part in (params, model_state))
-    loss, plateau = loss_fn or create_loss_function(config), create_plateau(config)
-    loss_params = loss.init() if getattr(loss, "learns", False) else None  # type: ignore[attr-defined]
+    loss: Any = loss_fn or create_loss_function(config)
+    loss_params = loss.init() if getattr(loss, "learns", False) else None
+    plateau = create_plateau(config)
     # The optimizer's state has the same leaves for every schedule.
     transformation = make_optimizer(config, lambda step: config.learning_rate, optimizer)
     return TrainState(

@@ -20,8 +20,9 @@ def pytree_dataclass(cls: type[_T]) -> type[_T]:
     jax also fills trees with shapes, comparisons and host copies.
     """
     cls = dataclass(frozen=True)(cls)
-    static = [f.name for f in fields(cls) if f.metadata.get("static")]  # type: ignore[arg-type]
-    leaves = [f.name for f in fields(cls) if f.name not in static]  # type: ignore[arg-type]
+    declared = fields(cls)  # type: ignore[arg-type]  # pyright does not see that it is a dataclass now
+    static = [f.name for f in declared if f.metadata.get("static")]
+    leaves = [f.name for f in declared if f.name not in static]
 
     def flatten(tree: _T) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
         keyed = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in leaves]

@@ -243,7 +243,13 @@ def test_unusable_data_is_refused_in_words(state, config, data, message):
 
 
 def test_no_batch_to_evaluate_is_an_error(state, config):
+    class Nothing:
+        def __iter__(self):
+            return iter(())
+
     with pytest.raises(ValueError, match="no test batch"):
+        evaluate(state, config, Nothing())
+    with pytest.raises(ValueError, match="yields no batch"):
         evaluate(state, config, [])
 
 

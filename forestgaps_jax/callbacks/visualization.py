@@ -140,6 +140,6 @@ def _tile_figure(run: Run, tiles: Batch, predict: Callable[..., Any]) -> "Figure
 
 @jax.jit
 def _gaps_of_heights(state: TrainState, dsm: jax.Array, threshold: jax.Array) -> jax.Array:
-    """1 where the height that a regression network predicts is below the threshold, else 0."""
+    """True where the height that a regression network predicts is below the threshold."""
     heights, _ = state.apply(state.scored_params, state.model_state, dsm, None)
-    return (heights < threshold[:, None, None, None]).astype(jnp.float32)
+    return heights < threshold[:, None, None, None]

@@ -13,7 +13,7 @@ from forestgaps_jax.metrics.confusion import ConfusionCounts, confusion_matrix, 
 from forestgaps_jax.metrics.pixels import check_thresholds
 
 if TYPE_CHECKING:
-    from pandas import DataFrame  # type: ignore[import-not-found]
+    from pandas import DataFrame  # type: ignore[import-not-found]  # optional
 
 
 def summarize_counts(
@@ -144,7 +144,7 @@ class ThresholdMetrics:
             ImportError: pandas is not there.
         """
         try:
-            import pandas  # type: ignore[import-not-found]
+            import pandas  # type: ignore[import-not-found]  # optional
         except ImportError:
             raise ImportError("to_dataframe needs pandas: pip install pandas") from None
         return pandas.DataFrame([{"threshold": t, **row} for t, row in sorted(self.compute().items())])

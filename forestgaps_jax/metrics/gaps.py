@@ -78,8 +78,8 @@ def object_counts(
         valid: pixels that are known; None for all.
     """
     known = np.ones_like(truth) if valid is None else valid
-    ours, n_ours = ndimage.label(predicted & known, _CORNERS_TOUCH)  # type: ignore[misc]
-    theirs, n_theirs = ndimage.label(truth & known, _CORNERS_TOUCH)  # type: ignore[misc]
+    ours, n_ours = ndimage.label(predicted & known, _CORNERS_TOUCH)  # type: ignore[misc]  # SciPy has no types
+    theirs, n_theirs = ndimage.label(truth & known, _CORNERS_TOUCH)  # type: ignore[misc]  # SciPy has no types
     pairs = ours.ravel() * (n_theirs + 1) + theirs.ravel()
     shared = np.bincount(pairs, minlength=(n_ours + 1) * (n_theirs + 1)).reshape(n_ours + 1, n_theirs + 1)
     areas, true_areas = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
@@ -201,4 +201,4 @@ def _outline(gap: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _near(outline: np.ndarray, tolerance: float) -> np.ndarray:
     if not outline.any():
         return np.zeros_like(outline)
-    return ndimage.distance_transform_edt(~outline) <= tolerance  # type: ignore[operator]
+    return ndimage.distance_transform_edt(~outline) <= tolerance  # type: ignore[operator]  # SciPy has no types
