@@ -95,17 +95,16 @@ def train(
         folder=None if folder is None else Path(folder),
         heights=predicts_heights(recipe.loss),
     )
-    on_disk = run.folder is not None or bool(config.name)
-    given = list(callbacks or ())
-    hooks = CallbackList(with_defaults(config, on_disk, given) if default_callbacks else given, run)
+    hooks = _hooks(run, callbacks or (), default_callbacks)
     for past in run.past_epochs():
         monitor.update(past)
     weights = threshold_weights(config, data) if start < config.epochs else None
     recipe = make_recipe(config, steps, threshold_weights=weights, **parts)
     if run.folder is None and config.name:
         run.folder = new_run_folder(config)
-    logs = model_logs(state, config) if hooks.callbacks else {}
-    hooks.fire("on_train_begin", config=config, threshold_weights=weights, **logs)
+    if hooks.callbacks:
+        logs = model_logs(state, config)
+        hooks.fire("on_train_begin", config=config, threshold_weights=weights, **logs)
     try:
         for epoch in range(start, config.epochs):
             if run.stop_reason is not None:
@@ -120,6 +119,11 @@ def train(
             stop_reason=run.stop_reason,
         )
     return run.state, run.history
+
+
+def _hooks(run: Run, callbacks: Sequence[Callback], defaults: bool) -> CallbackList:
+    on_disk = run.folder is not None or bool(run.config.name)
+    return CallbackList(with_defaults(run.config, on_disk, callbacks) if defaults else callbacks, run)
 
 
 def _run_epoch(

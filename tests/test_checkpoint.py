@@ -106,3 +106,26 @@ def test_a_restored_state_compiles_no_step_anew(tmp_path):
         after, totals = step(start, jnp.zeros(()))
         step(after, totals)
     assert step._cache_size() == 1
+
+
+def test_everything_that_a_training_changes_comes_back(tmp_path):
+    settings = {
+        "scheduler_type": "plateau",
+        "ema_decay": 0.9,
+        "loss_type": "adaptive",
+        "gradient_accumulation_steps": 2,
+        "use_gradient_clipping": True,
+    }
+    state = new_state(**settings)
+    moved = jax.tree.map(
+        lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf + 1, state
+    )
+    save_one(tmp_path / "one", moved, {})
+    restored = restore_one(tmp_path / "one", state).state
+    for part in ("step", "params", "opt_state", "loss_params", "ema_params", "plateau"):
+        leaves, again = (jax.tree.leaves(getattr(s, part)) for s in (moved, restored))
+        assert leaves, part
+        assert all(np.array_equal(a, b) for a, b in zip(leaves, again, strict=True)), part
+    for other in ({"ema_decay": 0.0}, {"scheduler_type": "cosine"}, {"loss_type": "focal"}):
+        with pytest.raises(ValueError, match="is only in the checkpoint"):
+            restore_one(tmp_path / "one", new_state(**settings | other))
