@@ -65,7 +65,8 @@ class Settings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, statistics and losses are always float32."""
     remat: bool = False
-    """Compute features again in the backward pass instead of keeping them: slower, in much less memory."""
+    """Compute features again in the backward pass instead of keeping them: slower, in less memory. For GPU
+    and TPU: XLA's compiler for CPU undoes it."""
     height_scale: Positive = 10.0
     """Metres that count as 1 inside the network, for heights and thresholds alike."""
 

@@ -67,6 +67,23 @@ def test_the_gradient_rematerialises_when_asked_to(name, remat):
     assert any(e.primitive.name in ("checkpoint", "remat2", "remat") for e in found) == remat
 
 
+def test_rematerialisation_and_half_precision_keep_less_for_the_backward_pass():
+    def kept(**options):
+        graph, params, rest = nnx.split(
+            create_model("unet_film", rngs=nnx.Rngs(0), features=8, depth=2, **options), nnx.Param, ...
+        )
+
+        def backward(params):
+            return jax.vjp(lambda p: nnx.merge(graph, p, rest)(*tiles), params)[1]
+
+        tiles = jnp.asarray(DSM), jnp.asarray(THRESHOLD)
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    assert kept(remat=True) < 0.5 * kept()
+    assert kept(precision="bfloat16") < 0.9 * kept()
+
+
 def test_rematerialisation_changes_neither_gradients_nor_statistics_nor_draws():
     networks = [Small("unet", remat=remat, **ALL_ON) for remat in (False, True)]
     for key, rate in ((0, 0.0), (1, 0.5)):
