@@ -72,6 +72,7 @@ def test_rematerialisation_and_half_precision_keep_less_for_the_backward_pass():
         graph, params, rest = nnx.split(
             create_model("unet_film", rngs=nnx.Rngs(0), features=8, depth=2, **options), nnx.Param, ...
         )
+        params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
         def backward(params):
             return jax.vjp(lambda p: nnx.merge(graph, p, rest)(*tiles), params)[1]
