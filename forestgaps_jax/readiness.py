@@ -46,6 +46,7 @@ def check_state(state: TrainState, config: Config, recipe: Recipe) -> None:
             raise ValueError(f"the state was created with other settings than {setting}: {_THE_SAME}")
     if (model := model_of(state)) is not None:
         _check_model(model, recipe)
+        _warn_of_settings_that_do_not_act(model, config)
 
 
 def check_monitors(config: Config, data: Data, recipe: Recipe) -> Monitor:
@@ -90,6 +91,21 @@ def model_logs(state: TrainState, config: Config) -> dict[str, Any]:
     stride = getattr(model, "stride", 1)
     side = stride * -(-config.tile_size // stride)
     return {"model": model, "model_summary": model_summary(model, (1, side, side, 1))}
+
+
+def _warn_of_settings_that_do_not_act(model: nnx.Module, config: Config) -> None:
+    """Name the settings of networks that were changed in ``config`` and are others in the model."""
+    if not isinstance(model, Network):
+        return
+    built = {name: getattr(model, name) for name in ("norm", "precision", "remat", "spectral_norm")}
+    built |= {"height_scale": model.height_scale, "dropout": model.dropout.rate}
+    for name, value in built.items():
+        wanted = getattr(config, name)
+        if wanted not in (value, getattr(Config(), name)):
+            logging.getLogger(__name__).warning(
+                "%s = %r does not act: the model was made with %r; make it by create_model_from_config",
+                name, wanted, value,
+            )  # fmt: skip
 
 
 def _check_model(model: nnx.Module, recipe: Recipe) -> None:

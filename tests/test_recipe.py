@@ -13,6 +13,7 @@ from forestgaps_jax import Batch, Config, TrainState, create_state, evaluate, tr
 from forestgaps_jax.loss import BCELoss, FocalLoss, create_threshold_weights, weigh_by_threshold
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.optimization import create_scheduler
+from forestgaps_jax.readiness import check_state
 from forestgaps_jax.recipe import make_recipe
 from forestgaps_jax.state import init_state
 from forestgaps_jax.statistics import gap_shares
@@ -380,3 +381,12 @@ def test_dropped_pixels_do_not_reach_the_loss_of_ones_own(state, config):
         for m in (mask, flipped)
     ]
     assert losses[0]["loss"] == losses[1]["loss"]
+
+
+def test_a_setting_that_the_model_was_not_made_with_is_named(state, config, caplog):
+    recipe = make_recipe(replace(config, dropout=0.3), 1)
+    check_state(state, replace(config, dropout=0.3), recipe)
+    assert "dropout = 0.3 does not act: the model was made with 0.0" in caplog.text
+    caplog.clear()
+    check_state(state, config, recipe)
+    assert caplog.text == ""
