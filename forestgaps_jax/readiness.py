@@ -1,6 +1,5 @@
 """What must fit together before a training starts, so that it fails at once and in words."""
 
-import inspect
 import logging
 from typing import Any
 
@@ -13,7 +12,7 @@ from forestgaps_jax.loss import create_threshold_weights
 from forestgaps_jax.models import RegressionUNet, model_summary
 from forestgaps_jax.models.network import Network
 from forestgaps_jax.optimization import create_plateau
-from forestgaps_jax.recipe import Recipe
+from forestgaps_jax.recipe import Recipe, takes
 from forestgaps_jax.state import NNXApply, TrainState
 from forestgaps_jax.statistics import gap_shares
 from forestgaps_jax.steps import predicts_heights
@@ -115,10 +114,8 @@ def _check_model(model: nnx.Module, recipe: Recipe) -> None:
             f"the loss {recipe.loss} compares canopy heights, which {kind} does not predict: take the model "
             "unet_regression, or a loss of gaps"
         )
-    if recipe.drop_path_rate is not None:
-        parameters = inspect.signature(type(model).__call__).parameters.values()
-        if not any(p.name == "drop_path_rate" or p.kind is p.VAR_KEYWORD for p in parameters):
-            raise ValueError(
-                f"use_droppath = true, and {kind} takes no drop_path_rate: give its __call__ the argument "
-                "drop_path_rate=None, or leave the setting"
-            )
+    if recipe.drop_path_rate is not None and not takes(type(model).__call__, "drop_path_rate"):
+        raise ValueError(
+            f"use_droppath = true, and {kind} takes no drop_path_rate: give its __call__ the argument "
+            "drop_path_rate=None, or leave the setting"
+        )

@@ -135,6 +135,12 @@ def make_optimizer(
     return clip_and_accumulate(config, optimizer if ready else optimizer(schedule))
 
 
+def takes(function: Callable[..., Any], argument: str) -> bool:
+    """Whether a function can be called with an argument of this name."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def check_loss(loss: Any) -> None:
     """Refuse a loss that the steps cannot use.
 
@@ -142,8 +148,7 @@ def check_loss(loss: Any) -> None:
         TypeError: it cannot leave out pixels, or cannot be hashed.
         ValueError: it takes probabilities, where networks give logits.
     """
-    parameters = inspect.signature(loss).parameters.values()
-    if not any(p.name == "valid" or p.kind is p.VAR_KEYWORD for p in parameters):
+    if not takes(loss, "valid"):
         raise TypeError(
             f"loss_fn {loss} takes no valid=: it must be called as loss(logits, targets, *, valid, "
             "sample_weight=None), so that pixels without data stay out; see forestgaps_jax.loss"

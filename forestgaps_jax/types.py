@@ -8,6 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32
 
+SAME_THRESHOLD = 1e-3
+"""Metres that a height threshold may be off a listed one and still be the same."""
+
 _T = TypeVar("_T")
 
 

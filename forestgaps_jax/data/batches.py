@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forestgaps_jax.types import Batch
+from forestgaps_jax.types import SAME_THRESHOLD, Batch
 
 DEFAULT_THRESHOLD = 10.0
 """Metres; of a batch that names no threshold."""
@@ -102,7 +102,7 @@ def warn_of_unlisted(threshold: Any, listed: tuple[float, ...]) -> None:
     """
     if isinstance(threshold, np.ndarray) and listed not in _SAID:
         distance = np.abs(threshold[:, None] - np.array(listed, np.float32)).min(axis=1)
-        if (distance >= 1e-3).any():  # metres; so near count as the same in the metrics
+        if (distance >= SAME_THRESHOLD).any():
             _SAID.add(listed)
             logging.getLogger(__name__).warning(
                 "a batch has the threshold %g m, which is not in config.thresholds = %s: threshold_metrics "

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from forestgaps_jax.metrics.counter import ExactCounter, check_countable
-from forestgaps_jax.types import pytree_dataclass
+from forestgaps_jax.types import SAME_THRESHOLD, pytree_dataclass
 
 CELLS = ("tp", "fp", "fn", "tn")
 """Order of the four counts; gap is the positive class."""
@@ -90,7 +90,7 @@ class ConfusionCounts:
 
 def threshold_index(threshold: Float[Array, " batch"], thresholds: Sequence[float]) -> Int[Array, " batch"]:
     """Place of each threshold in the list, within 1 mm; ``len(thresholds)`` for one that is not listed."""
-    match = jnp.abs(threshold[:, None] - jnp.asarray(thresholds, jnp.float32)) < 1e-3
+    match = jnp.abs(threshold[:, None] - jnp.asarray(thresholds, jnp.float32)) < SAME_THRESHOLD
     return jnp.where(match.any(axis=1), jnp.argmax(match, axis=1), len(thresholds))
 
 

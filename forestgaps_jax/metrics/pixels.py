@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TOLERANCE = 1e-3
-"""Metres that a height may be off a listed one."""
+from forestgaps_jax.types import SAME_THRESHOLD
 
 
 def as_pixels(name: str, array: Any) -> Any:
@@ -79,7 +78,7 @@ def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     heights = tuple(float(threshold) for threshold in thresholds)
     if not heights or not all(0 < height < np.inf for height in heights):
         raise ValueError(f"thresholds = {list(thresholds)}: must be one or more heights above 0, metres")
-    if min(np.diff(sorted(heights)), default=np.inf) <= 2 * TOLERANCE:
+    if min(np.diff(sorted(heights)), default=np.inf) <= 2 * SAME_THRESHOLD:
         raise ValueError(f"thresholds = {list(thresholds)}: holds a height twice")
     return heights
 
@@ -104,7 +103,7 @@ def as_heights(threshold_value: Any, batch_size: int, thresholds: Sequence[float
         )
     if isinstance(heights, np.ndarray):
         heights = np.broadcast_to(heights.reshape(-1), batch_size).astype(np.float32)
-        listed = (abs(heights[:, None] - np.asarray(thresholds, np.float32)) < TOLERANCE).any(axis=1)
+        listed = (abs(heights[:, None] - np.asarray(thresholds, np.float32)) < SAME_THRESHOLD).any(axis=1)
         if not listed.all():
             raise ValueError(unlisted(thresholds, f"{heights[~listed][0]:g}"))
         return heights

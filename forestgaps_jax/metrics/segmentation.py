@@ -7,7 +7,7 @@ import numpy as np
 
 from forestgaps_jax.metrics import tally
 from forestgaps_jax.metrics.confusion import confusion_matrix, confusion_metrics
-from forestgaps_jax.metrics.pixels import TOLERANCE
+from forestgaps_jax.types import SAME_THRESHOLD
 
 
 class SegmentationMetrics:
@@ -74,7 +74,7 @@ class SegmentationMetrics:
                 "ThresholdMetrics takes one a sample"
             )
         height = float(threshold_value)
-        height = next((known for known in self._by_height if abs(known - height) < TOLERANCE), height)
+        height = next((known for known in self._by_height if abs(known - height) < SAME_THRESHOLD), height)
         before = self._by_height.get(height) or tally.Tally.zeros()
         self._by_height[height] = self._add(before, predictions, targets, valid)
 
