@@ -1,4 +1,4 @@
-"""The command line: ``forestgaps-jax train | evaluate | info``."""
+"""The command line: ``forestgaps-jax train | evaluate | predict | report | gaps | info``."""
 
 import shlex
 import sys
@@ -12,6 +12,9 @@ _USAGE = """usage: forestgaps-jax COMMAND ...
 
   train [CONFIG.toml] [--setting value ...]   train a gap model; see configs/ for examples
   evaluate RUN_FOLDER [--setting value ...]   score a run again, on its test tiles or on other rasters
+  predict RUN_FOLDER DSM.tif [--out maps]     gap maps of a whole raster, as GeoTIFFs, and a picture
+  report RUN_FOLDER                           a run as one HTML page: scores, maps, worst tiles
+  gaps MAP.tif [--min-area 5 ...]             gaps as polygons (GeoPackage), a table and statistics
   info                                        versions and devices
 
 forestgaps-jax COMMAND --help lists the settings of a command, with defaults and meanings."""
@@ -20,7 +23,8 @@ forestgaps-jax COMMAND --help lists the settings of a command, with defaults and
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    commands = {"train": _train, "evaluate": _evaluate, "info": _info}
+    commands = {"train": _train, "evaluate": _evaluate, "predict": _predict}
+    commands |= {"report": _report, "gaps": _gaps, "info": _info}
     if command in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -60,6 +64,8 @@ def _train(argv: list[str]) -> None:
     print(f"\nrun folder: {folder}")
     print(f"figures:    {folder}/figures")
     print(f"curves:     tensorboard --logdir {quoted}    (pip install tensorboard)")
+    print(f"one page:   forestgaps-jax report {quoted}")
+    print(f"a map:      forestgaps-jax predict {quoted} DSM.tif")
     print(f"once more:  forestgaps-jax evaluate {quoted}")
 
 
@@ -84,11 +90,136 @@ def _evaluate(argv: list[str]) -> None:
         prog=f"forestgaps-jax evaluate {folder or 'RUN_FOLDER'}",
         description="Score a run's checkpoint. Name other rasters with --dsm and --chm to score those.",
     )
-    settings.config.validate()
     assert folder is not None  # help has ended the program by now
     from forestgaps_jax.experiment import run_evaluation
 
     run_evaluation(folder, settings.config, settings.checkpoint)
+
+
+def _predict(argv: list[str]) -> None:
+    import tyro
+
+    @dataclass
+    class Prediction:
+        run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_FOLDER")]
+        """Folder of a run, as train has made it."""
+        dsm: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DSM.tif")]
+        """GeoTIFF of surface heights, metres, in a projected CRS in metres."""
+        threshold: tuple[float, ...] = ()
+        """Canopy heights (m) below which a pixel is gap, a band of the maps for each; left out: those of the
+        training."""
+        out: str = "maps"
+        """Folder for the maps, which are named after the DSM."""
+        checkpoint: Literal["best", "last"] = "best"
+        """Which checkpoint predicts."""
+        tile_size: int | None = None
+        """Side (px) of the windows that the raster is cut into; left out: tile_size of the training."""
+        overlap: float = 0.5
+        """Share of a window that the next one repeats. 0.5 looks at each pixel four times; less is faster,
+        and borders of windows show sooner."""
+        batch_size: int | None = None
+        """Windows that are computed at once; left out: batch_size of the training."""
+        flips: bool = False
+        """Mean over the 8 turns and mirrorings of each window: steadier, 8 times the work."""
+        samples: int = 0
+        """Passes with stochastic depth and dropout at work, for a map of their scatter; 0: none."""
+        overwrite: bool = False
+        """Replace maps that are there."""
+
+    settings = tyro.cli(
+        Prediction,
+        args=argv,
+        prog="forestgaps-jax predict",
+        description="Map the gaps of a whole DSM, of any size: DSM_mask.tif (1 gap, 0 none, 255 not known), "
+        "DSM_probability.tif (both Cloud-Optimised GeoTIFFs with a band for each threshold, for QGIS and "
+        "GDAL) and DSM_quicklook.png. Then: forestgaps-jax gaps MASK.tif.",
+    )
+    from forestgaps_jax.inference import predict_raster
+
+    options = dict(vars(settings))
+    model, dsm, thresholds, out = (options.pop(name) for name in ("run_folder", "dsm", "threshold", "out"))
+    maps = predict_raster(model, dsm, thresholds, out, progress=True, **options)
+    print(f"{maps}\n\nas polygons: forestgaps-jax gaps {shlex.quote(str(maps.mask))}")
+
+
+def _report(argv: list[str]) -> None:
+    import tyro
+
+    @dataclass
+    class Report:
+        run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_FOLDER")]
+        """Folder of a run, as train has made it."""
+        out: str | None = None
+        """File to write; left out: report.html in the run folder."""
+        checkpoint: Literal["best", "last"] = "best"
+        """Whose answers are shown on the test tiles."""
+        open: bool = False
+        """Show the page in the web browser."""
+
+    settings = tyro.cli(
+        Report,
+        args=argv,
+        prog="forestgaps-jax report",
+        description="Write what is known of a run as one HTML page that needs no other file and no network: "
+        "its scores beside those of what needs no training, maps of test tiles, the worst tiles, gap sizes, "
+        "calibration, curves and settings. What a run lacks is left out, and told on the page.",
+    )
+    from forestgaps_jax.report import write_report
+
+    page = write_report(settings.run_folder, settings.out, settings.checkpoint)
+    print(f"{page}  {page.stat().st_size / 1e6:.2f} MB")
+    if settings.open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+def _gaps(argv: list[str]) -> None:
+    import tyro
+
+    @dataclass
+    class Gaps:
+        raster: tyro.conf.Positional[Path]
+        """Gap mask as forestgaps-jax predict writes it: a band for each height threshold. Or a canopy height
+        model, with --from-chm."""
+        threshold: tuple[float, ...] = ()
+        """Heights in metres; a place is gap where the canopy is lower. Left out: all that the mask has. A
+        canopy height model needs them."""
+        from_chm: bool = False
+        """The raster is a canopy height model (metres)."""
+        inclusive: bool = False
+        """With --from-chm: a place as high as the threshold is gap too, as in ForestGapR."""
+        chm: Path | None = None
+        """Canopy height model on the grid of the mask: adds the heights inside each gap to its row. Not with
+        --from-chm, where they are there anyway."""
+        min_area: float = 1.0
+        """Least size of a gap (m2). Smaller ones are often noise; the power law is fitted from here on."""
+        max_area: float = float("inf")
+        """Greatest size of a gap (m2). Larger ones are often fields, water or roads: 10000 is usual."""
+        out: Path | None = None
+        """GeoPackage to write, with a .csv, .json and .png of the same name. Left out: MAP_gaps.gpkg, beside
+        the map."""
+        overwrite: bool = False
+        """Replace files that are there."""
+
+    settings = vars(
+        tyro.cli(
+            Gaps,
+            args=argv,
+            prog="forestgaps-jax gaps",
+            description="Gaps as objects: pixels that touch by a side or a corner are one gap. Writes a "
+            "polygon for each, with its area, perimeter and heights, and prints a summary for each "
+            "threshold. The raster is in memory whole: 20,000 x 20,000 pixels need some 4 GB, with heights "
+            "5 to 15.",
+        )
+    )
+    raster, thresholds = settings.pop("raster"), settings.pop("threshold")
+    out = settings.pop("out") or raster.with_name(f"{raster.stem}_gaps.gpkg")
+    from forestgaps_jax.inference import format_gap_table, survey_gaps
+
+    print(format_gap_table(survey_gaps(raster, out, thresholds=thresholds, **settings)))
+    print(f"\npolygons: {out}    (a layer for each threshold; opens in QGIS)")
+    print(f"beside:   {out.stem}.csv, {out.stem}.json, {out.stem}.png")
 
 
 def _info(argv: list[str]) -> None:

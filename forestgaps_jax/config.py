@@ -19,6 +19,9 @@ _LOW_RATES = {
 }
 """Settings that may not be above ``learning_rate``, and the schedules that read them."""
 
+_RANGES = ("virtual_resolution", "virtual_slope", "virtual_closure", "virtual_height", "augment_height")
+"""Settings whose first value may not be above the second."""
+
 _ELSEWHERE = {
     "lr": "learning_rate",
     "gamma": "step_gamma, exponential_gamma or focal_gamma",
@@ -109,10 +112,7 @@ class Config(Settings, metaclass=_Checked):
         Raises:
             ValueError: names the settings, their values and what is allowed.
         """
-        if len(self.dsm) != len(self.chm):
-            raise ValueError(
-                f"{len(self.dsm)} DSM and {len(self.chm)} CHM rasters given: each DSM needs its CHM"
-            )
+        self._validate_sites()
         heights = sorted(self.thresholds)
         if not heights or any(b - a < 0.01 for a, b in pairwise(heights)):
             raise ValueError(
@@ -146,6 +146,23 @@ class Config(Settings, metaclass=_Checked):
                     f"{name} = {rate} is above learning_rate = {self.learning_rate}, which scheduler_type = "
                     f"{self.scheduler_type!r} does not allow: choose a lower {name}"
                 )
+
+    def _validate_sites(self) -> None:
+        if len(self.dsm) != len(self.chm):
+            raise ValueError(
+                f"{len(self.dsm)} DSM and {len(self.chm)} CHM rasters given: each DSM needs its CHM"
+            )
+        rasters = len(self.dsm) + len(self.chm_only)
+        if self.site_weights and rasters and len(self.site_weights) != rasters:
+            raise ValueError(
+                f"site_weights = {self.site_weights}: must be one for each of {len(self.dsm)} dsm and "
+                f"{len(self.chm_only)} chm_only"
+            )
+        if self.site_weights and not any(self.site_weights):
+            raise ValueError(f"site_weights = {self.site_weights}: one must be above 0")
+        for name in _RANGES:
+            if (ends := getattr(self, name))[0] > ends[1]:
+                raise ValueError(f"{name} = {ends}: the first must not be above the second")
 
 
 def _toml(value: Any) -> str:

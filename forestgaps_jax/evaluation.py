@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from forestgaps_jax.callbacks import Callback, CallbackList, Run
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.batches import as_images, as_thresholds
+from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.loss import Loss, create_loss_function
@@ -71,7 +71,9 @@ def _run(config: Config, state: TrainState, folder: Any, history: Any) -> Run:
     return Run(config, state, 0, history=dict(history or {}), folder=None if folder is None else Path(folder))
 
 
-def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, "batch height width 1"]:
+def predict(
+    state: TrainState, dsm: Any, threshold: Any = 10.0, resolution: Any = None
+) -> Float[Array, "batch height width 1"]:
     """Gap probabilities.
 
     Args:
@@ -79,15 +81,18 @@ def predict(state: TrainState, dsm: Any, threshold: Any = 10.0) -> Float[Array, 
         dsm: surface height ``[batch, height, width, 1]`` or ``[batch, height, width]``, metres, NaN where
             not known.
         threshold: canopy height, metres: one for all, or ``[batch]``.
+        resolution: side of a pixel, metres, likewise; None: 1 m, for a network that asks for it.
 
     Returns:
         ``[batch, height, width, 1]`` float32, also where the surface is not known.
 
     Raises:
-        ValueError: shapes that do not fit.
+        TypeError: thresholds or resolutions that are no numbers.
+        ValueError: shapes that do not fit; thresholds or resolutions that are not above 0.
     """
     images = as_images("dsm", dsm)
-    return predict_step(state, images, as_thresholds(threshold, images.shape[0]))
+    pixels = as_resolutions(resolution, images.shape[0])
+    return predict_step(state, images, as_thresholds(threshold, images.shape[0]), pixels)
 
 
 def score(

@@ -18,6 +18,7 @@ from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites
 from forestgaps_jax.inference.comparison import format_table, mean_iou_over_thresholds, score_baselines
+from forestgaps_jax.inference.loading import load_run
 from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config, parameter_count
@@ -29,9 +30,11 @@ Scores = dict[str, dict[str, Any]]
 """Metrics by the predictor's name: model, grey_opening, all_gap."""
 
 _VIRTUAL = {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
+_VIRTUAL |= {"virtual_closure", "virtual_height"}
 _SPLIT = {"seed", "tile_size", "tile_overlap", "min_valid_fraction", "block_size", "split_buffer"}
 _SPLIT |= {"val_fraction", "test_fraction"}
 _MODEL = {"model_name", "features", "depth", "norm", "height_scale", "spectral_norm"}
+_MODEL |= {"detrend", "opening_windows"}
 
 
 def run_training(config: Config) -> tuple[Path, Scores]:
@@ -81,15 +84,14 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
         FileNotFoundError: the folder holds no checkpoint.
         ValueError: settings that would make the scores meaningless: another network, or data that trained.
     """
-    folder, config = Path(folder), _with_absolute_paths(config)
-    trained = Config.from_toml(folder / "config.toml")
+    folder, trained = Path(folder), Config.from_toml(Path(folder) / "config.toml")
+    config = _without_what_else_trained(_with_absolute_paths(config), trained)
+    config.validate()
     own = _is_own_data(config, trained)
     sites = load_sites(config)
     if not own:
         refuse_shared_ground(load_sites(trained), sites)
-    step = (checkpoint.best if which == "best" else checkpoint.latest)(folder / "checkpoints")
-    state = create_state(create_model_from_config(config), config)
-    state = checkpoint.restore(folder / "checkpoints", state, step).state
+    state, _ = load_run(folder, which, config)
     if not own:
         sampler = evaluation_sampler(sites, config)
         return _score(state, config, sites, sampler, folder, "evaluation", "tiles of other ground")
@@ -132,7 +134,8 @@ def _tile_figure(state: TrainState, config: Config, sites: Sequence[Site], sampl
     tiles = np.asarray(sampler.rasters.cut(sampler.places[chosen], config.tile_size))
     dsm, chm = tiles[..., 0], tiles[..., 1]
     truth, valid = chm < np.array(thresholds)[:, None, None], np.isfinite(dsm) & np.isfinite(chm)
-    probability = np.asarray(predict(state, dsm, jnp.array(thresholds)))[..., 0]
+    pixels = sampler.rasters.resolution[sampler.places[chosen, 0]]
+    probability = np.asarray(predict(state, dsm, jnp.array(thresholds), pixels))[..., 0]
     if config.loss_type in REGRESSION_LOSSES:  # it says on which side of the threshold, not how surely
         probability = probability > 0.5
     resolution = sites[int(sampler.places[chosen[0], 0])].grid.resolution
@@ -160,7 +163,8 @@ def _is_own_data(config: Config, trained: Config) -> bool:
         )
     if len(other & {"dsm", "chm"}) == 1:
         raise ValueError("other rasters need both: give --dsm and --chm")
-    if other & ({"dsm", "chm"} if config.dsm else {"dsm", "chm", "seed", *_VIRTUAL}):
+    drawn = config.chm_only or config.virtual_share or not config.dsm
+    if other & {"dsm", "chm", "chm_only", "virtual_share", *(("seed", *_VIRTUAL) if drawn else ())}:
         return False
     if wrong := sorted(other & _SPLIT):
         raise ValueError(
@@ -170,10 +174,19 @@ def _is_own_data(config: Config, trained: Config) -> bool:
     return True
 
 
+def _without_what_else_trained(config: Config, trained: Config) -> Config:
+    """Where other rasters are named, those alone are meant: not what trained beside the run's own."""
+    if (config.dsm, config.chm) == (trained.dsm, trained.chm):
+        return config
+    chm_only = () if config.chm_only == trained.chm_only else config.chm_only
+    share = 0.0 if config.virtual_share == trained.virtual_share else config.virtual_share
+    return replace(config, chm_only=chm_only, virtual_share=share, site_weights=())
+
+
 def _with_absolute_paths(config: Config) -> Config:
     """So that the run folder can be used from anywhere."""
-    paths = {name: [str(Path(p).resolve()) for p in getattr(config, name)] for name in ("dsm", "chm")}
-    return replace(config, **paths)
+    names = ("dsm", "chm", "chm_only")
+    return replace(config, **{n: [str(Path(path).resolve()) for path in getattr(config, n)] for n in names})
 
 
 def _describe(sites: Sequence[Site], sampler: Any, config: Config, model: nnx.Module) -> str:

@@ -45,7 +45,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
 def _checked_tuple(name: str, value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-        raise TypeError(f"{name} = {value!r}: must be a list")
+        size = "" if args[-1] is Ellipsis else f" of {len(args)} values"
+        raise TypeError(f"{name} = {value!r}: must be a list{size}")
     items = tuple(value)
     hints = (args[0],) * len(items) if args[-1] is Ellipsis else args
     if len(items) != len(hints):

@@ -14,7 +14,12 @@ NotNegative = Annotated[float, Rule("0 or more", lambda v: 0 <= v < math.inf)]
 Fraction = Annotated[float, Rule("from 0 to 1", lambda v: 0 <= v <= 1)]
 Rate = Annotated[float, Rule("from 0 to below 1", lambda v: 0 <= v < 1)]
 FolderName = Annotated[str, Rule("a plain folder name", lambda v: Path(v).name == v and v != "..")]
+Metres = Annotated[float, Rule("from 0.1 to 5 m", lambda v: 0.1 <= v <= 5)]
+TreeHeight = Annotated[float, Rule("from 8 to 90 m", lambda v: 8 <= v <= 90)]
 Slope = Annotated[float, Rule("from 0 to 45 degrees", lambda v: 0 <= v <= 45)]
+Tilt = Annotated[float, Rule("from 0 to 60 degrees", lambda v: 0 <= v <= 60)]
+Window = Annotated[int, Rule("odd, 3 or more", lambda v: v >= 3 and v % 2 == 1)]
+Zoom = Annotated[float, Rule("from 0.1 to 1", lambda v: 0.1 <= v <= 1)]
 
 
 @dataclass(slots=True)
@@ -69,19 +74,35 @@ class Settings:
     and TPU: XLA's compiler for CPU undoes it."""
     height_scale: Positive = 10.0
     """Metres that count as 1 inside the network, for heights and thresholds alike."""
+    detrend: bool = True
+    """Take each tile's least-squares plane off, so that no tilt of the ground reaches the network."""
+    opening_windows: tuple[Window, ...] = (5, 9, 17, 33, 65)
+    """Sides (px) of grey openings: the network also sees the surface above each of them."""
 
     dsm: tuple[str, ...] = ()
     """Surface rasters (GeoTIFF, metres), one a site. Empty: virtual forests are made."""
     chm: tuple[str, ...] = ()
     """Canopy height rasters (GeoTIFF, metres), one for each DSM, in the same order."""
+    chm_only: tuple[str, ...] = ()
+    """Canopy height rasters without a surface: each is put on virtual terrain of a virtual_slope."""
+    site_weights: tuple[NotNegative, ...] = ()
+    """How often tiles of each raster train, relative to each other: one weight for each of dsm, then of
+    chm_only. Empty: every tile once an epoch, or by their number where there is a virtual_share."""
+    virtual_share: Rate = 0.0
+    """Share of the training tiles that come from virtual forests beside the rasters. 0: virtual forests are
+    made only where there is no raster."""
     virtual_sites: PositiveInt = 4
-    """Virtual forests to make when there is no raster."""
+    """Virtual forests to make."""
     virtual_size: PositiveInt = 512
     """Side of a virtual forest, pixels."""
-    virtual_resolution: Positive = 1.0
-    """Pixel of a virtual forest, metres."""
+    virtual_resolution: tuple[Metres, Metres] = (1.0, 1.0)
+    """Finest and coarsest pixel (m) of the virtual forests; the others lie between, in no order."""
     virtual_slope: tuple[Slope, Slope] = (10.0, 35.0)
     """Mean slope (degrees) of the gentlest and of the steepest virtual forest; the others lie between."""
+    virtual_closure: tuple[Fraction, Fraction] = (0.85, 0.85)
+    """Share of the ground under crowns in the most open and the most closed virtual forest."""
+    virtual_height: tuple[TreeHeight, TreeHeight] = (25.0, 25.0)
+    """Height (m) of the dominant trees in the lowest and the tallest virtual forest."""
     tile_size: PositiveInt = 128
     """Side of a tile, pixels."""
     tile_overlap: Rate = 0.5
@@ -98,6 +119,28 @@ class Settings:
     """Share of the blocks for the final test."""
     augment: bool = True
     """Turn and mirror training tiles at random (the 8 symmetries of the square)."""
+    augment_tilt: Tilt = 0.0
+    """Steepest plane (degrees) added to the surface of training tiles, in any direction; 0: none."""
+    augment_relief: NotNegative = 0.0
+    """Largest standard deviation (m, over 400 m of ground) of fractal relief added to the surface of training
+    tiles; 10 m of it have slopes of 25 degrees. 0: none."""
+    augment_ridges: NotNegative = 0.0
+    """Highest ridge or deepest valley (m) added to the surface of training tiles; 0: none."""
+    augment_height: tuple[Positive, Positive] = (1.0, 1.0)
+    """Smallest and largest factor on the canopy of training tiles, in surface and truth."""
+    augment_resolution: Zoom = 1.0
+    """Finest pixel of training tiles, share of the site's own: half of them are zoomed into; 1: none."""
+    augment_smoothing: NotNegative = 0.0
+    """Widest window (m) in which the surface of training tiles is closed over narrow gaps, as photogrammetry
+    does; the truth stays. This and the next four act on half of the tiles, from 0 to what is set; 0: off."""
+    augment_blur: NotNegative = 0.0
+    """Largest standard deviation (m) of a blur of the surface of training tiles; the truth stays."""
+    augment_pits: Fraction = 0.0
+    """Largest share of the crown pixels of training tiles whose surface gets a pit; the truth stays."""
+    augment_noise: NotNegative = 0.0
+    """Largest standard deviation (m) of vertical noise on the surface of training tiles; the truth stays."""
+    augment_missing: Rate = 0.0
+    """Largest share of the surface of training tiles that is made unknown, in blobs."""
 
     loss_type: Literal[
         "combined_focal_dice", "focal", "dice", "bce", "combo", "adaptive",

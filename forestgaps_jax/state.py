@@ -12,14 +12,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from forestgaps_jax.config import Config
 from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.optimization import create_plateau
-from forestgaps_jax.recipe import Optimizer, make_optimizer
+from forestgaps_jax.recipe import Optimizer, make_optimizer, takes
 from forestgaps_jax.types import pytree_dataclass
 
 Apply = Callable[..., tuple[Float[Array, "batch height width 1"], Any]]
 """``apply(params, model_state, dsm, threshold, rngs=None, train=False) -> (logits, model_state)``.
 
-With scheduled stochastic depth it also gets ``drop_path_rate``; a network that predicts heights, trained on a
-loss of heights, gets None for the threshold."""
+With scheduled stochastic depth it also gets ``drop_path_rate``, and ``resolution`` (metres a pixel,
+``[batch]``) where that is known and it takes an argument of that name, or any; a network that predicts
+heights, trained on a loss of heights, gets None for the threshold."""
 
 
 @pytree_dataclass
@@ -55,6 +56,12 @@ class TrainState:
         """What the optimizer moves: the parameters, paired with those of the loss where it has some."""
         return self.params if self.loss_params is None else (self.params, self.loss_params)
 
+    def told(self, resolution: Any) -> dict[str, Any]:
+        """The argument ``resolution`` for `apply`, where it takes one and it is known."""
+        wanted = getattr(self.apply, "takes_resolution", None)
+        wanted = takes(self.apply, "resolution") if wanted is None else wanted
+        return {"resolution": resolution} if wanted and resolution is not None else {}
+
     @property
     def scored_params(self) -> Any:
         """The parameters that predict: the moving average where there is one."""
@@ -63,9 +70,15 @@ class TrainState:
 
 @dataclass(frozen=True)
 class NNXApply:
-    """The forward pass of a Flax NNX module as a pure function of its arrays."""
+    """The forward pass of a Flax NNX module as a pure function of its arrays.
+
+    Attributes:
+        graphdef: the module without its arrays.
+        takes_resolution: whether the module is told the ground size of a pixel.
+    """
 
     graphdef: nnx.GraphDef[nnx.Module]
+    takes_resolution: bool = False
 
     def __call__(
         self,
@@ -99,7 +112,12 @@ def create_state(
     graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
     params, model_state = (nnx.to_pure_dict(part) for part in (params, model_state))
     return init_state(
-        NNXApply(graphdef), params, config, model_state=model_state, loss_fn=loss_fn, optimizer=optimizer
+        NNXApply(graphdef, takes(type(model).__call__, "resolution")),
+        params,
+        config,
+        model_state=model_state,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
     )
 
 

@@ -30,7 +30,7 @@ def gap_shares(source: BatchSource, thresholds: Sequence[float]) -> dict[float, 
     """
     listed = tuple(float(threshold) for threshold in thresholds)
     if isinstance(source, TileSampler):
-        source = replace(source, shuffle=False, augment=False, thresholds=listed, threshold_range=None)
+        source = replace(source, shuffle=False, augmentation=None, thresholds=listed, threshold_range=None)
     counts = ConfusionCounts.zeros(len(listed) + 1)
     for position, batch in enumerate(read_batches(source)):
         counts = _count(counts, batch, np.int32(position), listed)

@@ -99,10 +99,13 @@ def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
 
 @jax.jit
 def predict_step(
-    state: TrainState, dsm: Float[Array, "batch height width 1"], threshold: Float[Array, " batch"]
+    state: TrainState,
+    dsm: Float[Array, "batch height width 1"],
+    threshold: Float[Array, " batch"],
+    resolution: Float[Array, " batch"] | None = None,
 ) -> Float[Array, "batch height width 1"]:
     """Gap probabilities of a batch, float32."""
-    logits, _ = state.apply(state.scored_params, state.model_state, dsm, threshold)
+    logits, _ = state.apply(state.scored_params, state.model_state, dsm, threshold, **state.told(resolution))
     return jax.nn.sigmoid(logits.astype(jnp.float32))
 
 
@@ -114,6 +117,7 @@ def _forward(
     if heights and batch.chm is None:
         raise ValueError("a loss of canopy height needs batches with chm, the true heights in metres")
     threshold = None if heights else batch.threshold
+    options |= state.told(batch.resolution)
     output, model_state = state.apply(params, state.model_state, batch.dsm, threshold, **options)
     also: dict[str, Any] = {}
     if getattr(loss, "learns", False):

@@ -24,9 +24,10 @@ class Trainer:
 
     It holds a `TrainState` and calls `train`, `evaluate` and `predict`; whatever it does can be done with
     these three. A loader is anything that can be read again every epoch and yields batches: mappings
-    ``{"dsm", "mask", "threshold"[, "valid"]}`` or tuples ``(dsm, mask[, threshold[, valid]])`` of NumPy or
-    jax arrays or CPU tensors of PyTorch, channels last (``[batch, height, width, 1]``) or without channel;
-    also a sampler or sites (see `forestgaps_jax.data.as_batch`).
+    ``{"dsm", "mask", "threshold"[, "valid"][, "resolution"]}`` or tuples
+    ``(dsm, mask[, threshold[, valid]])`` of NumPy or jax arrays or CPU tensors of PyTorch, channels last
+    (``[batch, height, width, 1]``) or without channel; also a sampler or sites (see
+    `forestgaps_jax.data.as_batch`).
 
     Args:
         model: called as ``model(dsm, threshold, rngs=None, train=False) -> logits``; `train` writes the
@@ -113,14 +114,17 @@ class Trainer:
             history=self.history,
         )
 
-    def predict(self, inputs: Any, thresholds: Any = 10.0) -> Float[Array, "batch height width 1"]:
+    def predict(
+        self, inputs: Any, thresholds: Any = 10.0, resolution: Any = None
+    ) -> Float[Array, "batch height width 1"]:
         """Gap probabilities of surface tiles.
 
         Args:
             inputs: ``[batch, height, width, 1]`` or ``[batch, height, width]``, metres; NaN where not known.
             thresholds: canopy height, metres: one for all, or one a sample.
+            resolution: side of a pixel, metres, likewise; None: 1 m, for a network that asks for it.
         """
-        return predict(self.state, inputs, thresholds)
+        return predict(self.state, inputs, thresholds, resolution)
 
     def save_checkpoint(self, path: str | Path) -> Path:
         """Write state, history and settings as one checkpoint, and return its path."""

@@ -95,6 +95,7 @@ class Batch:
         threshold: ``[batch]`` canopy height below which a pixel is gap, metres.
         valid: ``[batch, height, width, 1]`` which pixels count; None for all.
         chm: ``[batch, height, width, 1]`` canopy height, metres, for those who regress it; None if not known.
+        resolution: ``[batch]`` ground size of a pixel's side, metres; None if not known.
     """
 
     dsm: Float[Array | np.ndarray, "batch height width 1"]
@@ -102,6 +103,7 @@ class Batch:
     threshold: Float[Array | np.ndarray, " batch"]
     valid: Bool[Array | np.ndarray, "batch height width 1"] | None = None
     chm: Float[Array | np.ndarray, "batch height width 1"] | None = None
+    resolution: Float[Array | np.ndarray, " batch"] | None = None
 
     @property
     def counted(self) -> Any:

@@ -24,6 +24,7 @@ FLOORS = [
     {"loop"},
     {"trainer", "inference"},
     {"experiment"},
+    {"report"},
     {"cli"},
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -56,4 +57,15 @@ def test_importing_the_library_loads_nothing_heavy():
     code = "import sys, forestgaps_jax; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     names = {name.partition(".")[0] for name in loaded.split()}
-    assert not names & {"rasterio", "matplotlib", "tensorboardX", "tqdm", "tyro", "pandas", "grain", "torch"}
+    assert not names & {
+        "rasterio",
+        "matplotlib",
+        "tensorboardX",
+        "tqdm",
+        "tyro",
+        "pandas",
+        "grain",
+        "torch",
+        "shapely",
+        "pyogrio",
+    }

@@ -15,7 +15,7 @@ from forestgaps_jax.models import create_model_from_config
 @pytest.fixture(scope="module")
 def settings() -> Config:
     return Config(
-        epochs=3, batch_size=4, features=4, depth=1, tile_size=16, split_buffer=0.0, thresholds=(5.0, 15.0),
+        epochs=8, batch_size=4, features=4, depth=1, tile_size=16, split_buffer=0.0, thresholds=(5.0, 15.0),
         learning_rate=1e-2, model_name="unet_regression", loss_type="huber", use_progress_bar=False,
         monitor_metric="val_rmse",
     )  # fmt: skip

@@ -27,12 +27,14 @@ def choose_tiles(source: BatchSource, count: int) -> Batch | None:
         batches = [jax.device_get(next(iter(read_batches(source))))]
     parts = [(b.dsm, b.mask, b.threshold, b.counted) for b in batches]
     dsm, mask, threshold, valid = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    pixels = [b.resolution for b in batches if b.resolution is not None]
     usable = np.flatnonzero(valid.any(axis=(1, 2, 3)))
     if not len(usable):
         return None
     ordered = usable[np.argsort(threshold[usable], kind="stable")]
     chosen = ordered[_spread(len(ordered), min(count, len(ordered)))]
-    return Batch(dsm[chosen], mask[chosen], threshold[chosen], valid[chosen])
+    resolution = np.concatenate(pixels)[chosen] if len(pixels) == len(batches) else None
+    return Batch(dsm[chosen], mask[chosen], threshold[chosen], valid[chosen], resolution=resolution)
 
 
 def _spread(length: int, count: int) -> np.ndarray:

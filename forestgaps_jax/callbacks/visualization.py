@@ -132,14 +132,19 @@ class ConfusionVisualizer(FigureCallback):
 
 
 def _tile_figure(run: Run, tiles: Batch, predict: Callable[..., Any]) -> "Figure":
-    probability = np.asarray(predict(run.state, jnp.asarray(tiles.dsm), jnp.asarray(tiles.threshold)))
+    arrays = (jnp.asarray(tiles.dsm), jnp.asarray(tiles.threshold))
+    pixels = None if tiles.resolution is None else jnp.asarray(tiles.resolution)
+    probability = np.asarray(predict(run.state, *arrays, pixels))
     dsm, mask, valid = (np.asarray(image)[..., 0] for image in (tiles.dsm, tiles.mask, tiles.valid))
     thresholds = np.asarray(tiles.threshold).tolist()
     return figures.plot_tiles(dsm, mask, probability[..., 0], thresholds, valid)
 
 
 @jax.jit
-def _gaps_of_heights(state: TrainState, dsm: jax.Array, threshold: jax.Array) -> jax.Array:
+def _gaps_of_heights(
+    state: TrainState, dsm: jax.Array, threshold: jax.Array, resolution: jax.Array | None
+) -> jax.Array:
     """True where the height that a regression network predicts is below the threshold."""
-    heights, _ = state.apply(state.scored_params, state.model_state, dsm, None)
+    told = state.told(resolution)
+    heights, _ = state.apply(state.scored_params, state.model_state, dsm, None, **told)
     return heights < threshold[:, None, None, None]

@@ -1,19 +1,24 @@
 """From rasters to batches."""
 
+from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.data.batches import as_batch
-from forestgaps_jax.data.rasters import read_dsm, read_site, write_geotiff
+from forestgaps_jax.data.geotiff import write_geotiff
+from forestgaps_jax.data.rasters import read_chm, read_dsm, read_site
 from forestgaps_jax.data.sampler import Rasters, TileSampler
 from forestgaps_jax.data.sources import create_data, load_sites
-from forestgaps_jax.data.synthetic import virtual_forest
+from forestgaps_jax.data.synthetic import put_on_terrain, virtual_forest
 from forestgaps_jax.data.tiles import Split, split_blocks
 
 __all__ = [
+    "Augmentation",
     "Rasters",
     "Split",
     "TileSampler",
     "as_batch",
     "create_data",
     "load_sites",
+    "put_on_terrain",
+    "read_chm",
     "read_dsm",
     "read_site",
     "split_blocks",

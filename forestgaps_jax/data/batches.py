@@ -19,24 +19,27 @@ def as_batch(item: Any) -> Batch:
     """Check a batch and give it its types.
 
     Args:
-        item: a `Batch`, a mapping with ``dsm``, ``mask``, ``threshold`` and perhaps ``valid`` and ``chm``, or
-            a tuple ``(dsm, mask[, threshold[, valid]])``. Images are ``[batch, height, width, 1]`` or
-            ``[batch, height, width]``, of NumPy, jax or anything that NumPy can read, such as CPU tensors of
-            PyTorch. A threshold may be one number for all; without one it is 10 m. Where there is no mask,
-            it is where ``chm`` is below the threshold.
+        item: a `Batch`, a mapping with ``dsm``, ``mask``, ``threshold`` and perhaps ``valid``, ``chm`` and
+            ``resolution``, or a tuple ``(dsm, mask[, threshold[, valid]])``. Images are
+            ``[batch, height, width, 1]`` or ``[batch, height, width]``, of NumPy, jax or anything that NumPy
+            can read, such as CPU tensors of PyTorch. A threshold, and a resolution (side of a pixel,
+            metres), may be one number for all; without a threshold it is 10 m. Where there is no mask, it is
+            where ``chm`` is below the threshold.
 
     Returns:
         The batch. A pixel is valid where it is given as valid and its DSM (and CHM, if there is one) is
         finite; where it is not, the DSM is NaN: what stands there is nobody's height.
 
     Raises:
-        TypeError: not one of these, or thresholds that are no numbers.
-        ValueError: shapes that do not fit; thresholds that are not above 0, or a mask that holds anything but
-            0 and 1. What these hold is looked at on the host only: arrays on the device are not fetched.
+        TypeError: not one of these, or thresholds or resolutions that are no numbers.
+        ValueError: shapes that do not fit; thresholds or resolutions that are not above 0, or a mask that
+            holds anything but 0 and 1. What these hold is looked at on the host only: arrays on the device
+            are not fetched.
     """
     parts = _parts(item)
     dsm = _image("dsm", parts["dsm"], np.float32)
     threshold = as_thresholds(parts.get("threshold"), dsm.shape[0])
+    resolution = as_resolutions(parts.get("resolution"), dsm.shape[0])
     chm, valid = parts.get("chm"), parts.get("valid")
     chm = None if chm is None else _image("chm", chm, np.float32)
     valid = None if valid is None else _image("valid", valid, np.bool_)
@@ -52,7 +55,7 @@ def as_batch(item: Any) -> Batch:
     if valid is not None:
         dsm = numpy.where(valid, dsm, np.float32(np.nan))
     valid = numpy.isfinite(dsm) if chm is None else numpy.isfinite(dsm) & numpy.isfinite(chm)
-    return Batch(dsm, mask, threshold, valid, chm)
+    return Batch(dsm, mask, threshold, valid, chm, resolution)
 
 
 def as_images(name: str, images: Any) -> Any:
@@ -70,23 +73,39 @@ def as_thresholds(threshold: Any, batch_size: int) -> Any:
     if threshold is None:
         _say_default()
         threshold = DEFAULT_THRESHOLD
-    values = threshold.astype(np.float32) if isinstance(threshold, jax.Array) else _heights(threshold)
+    return _one_a_sample("threshold", threshold, batch_size, "a height in metres")
+
+
+def as_resolutions(resolution: Any, batch_size: int) -> Any:
+    """Sides of pixels in metres as float32 ``[batch]``, from one number or one a sample; None stays None.
+
+    Raises:
+        TypeError: not numbers.
+        ValueError: another shape, or, on the host, sides that are not above 0.
+    """
+    if resolution is None:
+        return None
+    return _one_a_sample("resolution", resolution, batch_size, "the side of a pixel in metres")
+
+
+def _one_a_sample(name: str, given: Any, batch_size: int, what: str) -> Any:
+    values = given.astype(np.float32) if isinstance(given, jax.Array) else _numbers(name, given, what)
     if values.ndim == 0:
         return (jnp if isinstance(values, jax.Array) else np).full(batch_size, values, np.float32)
     if values.shape not in ((batch_size,), (batch_size, 1)):
-        raise ValueError(f"threshold has shape {values.shape}: must be one number or ({batch_size},)")
+        raise ValueError(f"{name} has shape {values.shape}: must be one number or ({batch_size},)")
     return values.reshape(batch_size)
 
 
-def _heights(threshold: Any) -> np.ndarray:
+def _numbers(name: str, given: Any, what: str) -> np.ndarray:
     try:
-        values = np.asarray(threshold)
+        values = np.asarray(given)
     except (TypeError, ValueError):  # lists of several lengths
         values = np.empty(0, object)
     if values.dtype.kind not in "iuf":
-        raise TypeError(f"threshold = {threshold!r}: must be a height in metres, or one a sample")
+        raise TypeError(f"{name} = {given!r}: must be {what}, or one a sample")
     if (wrong := ~((values > 0) & (values < np.inf))).any():
-        raise ValueError(f"threshold = {values[wrong][0]:g}: must be a height in metres, above 0")
+        raise ValueError(f"{name} = {values[wrong][0]:g}: must be {what}, above 0")
     return values.astype(np.float32)
 
 
@@ -129,23 +148,25 @@ def fill_up(batch: Batch, batch_size: int) -> Batch:
             f"a batch of {size} samples after one of {batch_size}: the first must be the largest"
         )
     if size == batch_size:
-        return Batch(batch.dsm, batch.mask, batch.threshold, valid, batch.chm)
+        return Batch(batch.dsm, batch.mask, batch.threshold, valid, batch.chm, batch.resolution)
     slots = np.arange(batch_size)
     real = (slots < size)[:, None, None, None]
     dsm, mask, threshold, valid = (x[slots % size] for x in (batch.dsm, batch.mask, batch.threshold, valid))
+    chm, resolution = (None if x is None else x[slots % size] for x in (batch.chm, batch.resolution))
     unknown = np.float32(np.nan)
     dsm = jnp.where(real, dsm, unknown) if isinstance(dsm, jax.Array) else np.where(real, dsm, unknown)
-    return Batch(dsm, mask, threshold, valid & real, None if batch.chm is None else batch.chm[slots % size])
+    return Batch(dsm, mask, threshold, valid & real, chm, resolution)
 
 
 def _parts(item: Any) -> dict[str, Any]:
-    names = ("dsm", "mask", "threshold", "valid", "chm")
+    names = ("dsm", "mask", "threshold", "valid", "chm", "resolution")
     if isinstance(item, Batch):
         return {name: getattr(item, name) for name in names}
     if isinstance(item, Mapping):
         if "dsm" not in item or not {"mask", "chm"} & item.keys() or item.keys() - set(names):
             raise ValueError(
                 f"a batch with keys {sorted(item)}: must be dsm, mask (or chm), threshold[, valid]"
+                "[, resolution]"
             )
         return dict(item)
     if isinstance(item, tuple | list) and 2 <= len(item) <= 4:
@@ -153,7 +174,8 @@ def _parts(item: Any) -> dict[str, Any]:
     length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
     raise TypeError(
         f"a batch that is a {type(item).__name__}{length}: must be a mapping with dsm, mask, threshold"
-        "[, valid] or a tuple (dsm, mask[, threshold[, valid]]); chm has a place in a mapping only"
+        "[, valid] or a tuple (dsm, mask[, threshold[, valid]]); chm and resolution have a place in a "
+        "mapping only"
     )
 
 

@@ -83,9 +83,11 @@ def refuse_shared_ground(train: Sequence[Site], other: Sequence[Site]) -> None:
     for site in other:
         for trained in train:
             if _same_ground(site, trained):
+                unnamed = site.grid.crs is None
                 raise ValueError(
                     f"site {site.name} shows ground of {trained.name}, which trains: "
                     "scores there mean nothing; give other ground"
+                    + (", or both files their CRS if their places are not the same" if unnamed else "")
                 )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from forestgaps_jax.data.augment import turn_at_random
+from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.types import Batch, Site, pytree_dataclass
 
 
@@ -20,6 +20,7 @@ class Rasters:
     chm: Float[Array, " pixels"]
     start: Int[Array, " sites"]
     width: Int[Array, " sites"]
+    resolution: Float[Array, " sites"]
 
     @staticmethod
     def from_sites(sites: Sequence[Site]) -> "Rasters":
@@ -36,6 +37,7 @@ class Rasters:
             chm=jnp.asarray(np.concatenate([site.chm.ravel() for site in sites])),
             start=jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32),
             width=jnp.asarray([site.shape[1] for site in sites], jnp.int32),
+            resolution=jnp.asarray([site.grid.resolution for site in sites], jnp.float32),
         )
 
     def cut(self, places: Int[Array, "batch 3"], size: int) -> Float[Array, "batch size size 2"]:
@@ -52,13 +54,46 @@ class Rasters:
 
 
 @pytree_dataclass
+class SiteDraw:
+    """Draws training tiles site by site, with replacement.
+
+    Attributes:
+        ends: ``[sites]`` cumulated share of each site's tiles among those drawn.
+        first: ``[sites]`` number of the site's first tile; tiles lie site by site.
+        count: ``[sites]`` its tiles.
+    """
+
+    ends: Float[Array, " sites"]
+    first: Int[Array, " sites"]
+    count: Int[Array, " sites"]
+
+    @staticmethod
+    def of(places: Int[np.ndarray, "tiles 3"], shares: Float[np.ndarray, " sites"]) -> "SiteDraw":
+        """Draw tiles at these places, ordered by site, with these shares of each site, which sum to 1."""
+        count = np.bincount(places[:, 0], minlength=len(shares))
+        first = np.cumsum(count) - count
+        return SiteDraw(jnp.asarray(np.cumsum(shares), jnp.float32), jnp.asarray(first), jnp.asarray(count))
+
+    def __call__(self, key: PRNGKeyArray, batch_size: int) -> Int[Array, " batch"]:
+        """Numbers of a batch's tiles; a site's share of a batch is off by less than one tile."""
+        site_key, tile_key = jax.random.split(key)
+        position = (jnp.arange(batch_size) + jax.random.uniform(site_key)) / batch_size
+        # Below 1 also after rounding, which is past the last site.
+        position = jnp.minimum(position, 1.0 - 1e-6) * self.ends[-1]
+        site = jnp.searchsorted(self.ends, position, side="right")
+        within = jax.random.randint(tile_key, (batch_size,), 0, 2**30) % self.count[site]
+        return self.first[site] + within
+
+
+@pytree_dataclass
 class TileSampler:
     """Batches as a pure function of the step (see `forestgaps_jax.types.Sampler`).
 
-    For training, an epoch is a permutation of the tiles drawn from (key, epoch); each tile comes once, is
-    turned at random and gets a threshold at random. For evaluation (``shuffle=False``) tiles come in order,
-    unturned, once for each threshold. The last batch is filled up with tiles that have no known pixel,
-    so that it has the shape of the others and counts nothing twice.
+    For training, an epoch is a permutation of the tiles drawn from (key, epoch); each tile comes once (but
+    with ``draw``: as often as sites are to come), is augmented and gets a threshold at random. For evaluation
+    (``shuffle=False``) tiles come in order, as they are, once for each threshold. The last batch is filled up
+    with tiles that have no known pixel (but with ``draw``: with more draws), so that it has the shape of the
+    others and counts nothing twice.
 
     Attributes:
         rasters: the heights.
@@ -69,7 +104,8 @@ class TileSampler:
         thresholds: canopy heights, metres.
         threshold_range: draw training thresholds evenly from here instead; metres.
         shuffle: a training sampler.
-        augment: turn training tiles.
+        augmentation: what happens to training tiles; None for nothing.
+        draw: how training tiles are drawn by site; None: each comes once an epoch.
     """
 
     rasters: Rasters
@@ -80,7 +116,8 @@ class TileSampler:
     thresholds: tuple[float, ...] = field(metadata={"static": True})
     threshold_range: tuple[float, float] | None = field(default=None, metadata={"static": True})
     shuffle: bool = field(default=False, metadata={"static": True})
-    augment: bool = field(default=False, metadata={"static": True})
+    augmentation: Augmentation | None = field(default=None, metadata={"static": True})
+    draw: SiteDraw | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -98,18 +135,27 @@ class TileSampler:
         used, slots = slots < self._slots, slots % self._slots
         if self.shuffle:
             return self._training_batch(epoch, step, slots, used)
-        tiles = self.rasters.cut(self.places[slots % self.places.shape[0]], self.tile_size)
+        tiles, resolution = self._cut(slots % self.places.shape[0])
         listed = jnp.asarray(self.thresholds, jnp.float32)
-        return _label(tiles, listed[slots // self.places.shape[0]], used)
+        return _label(tiles, resolution, listed[slots // self.places.shape[0]], used)
+
+    def _cut(self, numbers: Array) -> tuple[Array, Array]:
+        """Tiles by their numbers in `places`, and the sides of their pixels."""
+        places = self.places[numbers]
+        return self.rasters.cut(places, self.tile_size), self.rasters.resolution[places[:, 0]]
 
     def _training_batch(self, epoch: Array, step: Array, slots: Array, used: Array) -> Batch:
         order_key, draw_key = jax.random.split(self.key)
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
-        turn_key, threshold_key = jax.random.split(jax.random.fold_in(draw_key, step))
-        tiles = self.rasters.cut(self.places[order[slots]], self.tile_size)
-        if self.augment:
-            tiles = turn_at_random(tiles, turn_key)
-        return _label(tiles, self._draw_thresholds(threshold_key), used)
+        augment_key, threshold_key = jax.random.split(jax.random.fold_in(draw_key, step))
+        if self.draw is None:
+            order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
+            tiles, resolution = self._cut(order[slots])
+        else:
+            tiles, resolution = self._cut(self.draw(jax.random.fold_in(order_key, step), self.batch_size))
+            used = jnp.ones_like(used)
+        if self.augmentation:
+            tiles, resolution = self.augmentation(tiles, resolution, augment_key)
+        return _label(tiles, resolution, self._draw_thresholds(threshold_key), used)
 
     def _draw_thresholds(self, key: PRNGKeyArray) -> Float[Array, " batch"]:
         if self.threshold_range is None:
@@ -119,7 +165,10 @@ class TileSampler:
 
 
 def _label(
-    tiles: Float[Array, "batch size size 2"], threshold: Float[Array, " batch"], used: Bool[Array, " batch"]
+    tiles: Float[Array, "batch size size 2"],
+    resolution: Float[Array, " batch"],
+    threshold: Float[Array, " batch"],
+    used: Bool[Array, " batch"],
 ) -> Batch:
     tiles = jnp.where(used[:, None, None, None], tiles, jnp.nan)
     dsm, chm = tiles[..., :1], tiles[..., 1:]
@@ -129,4 +178,5 @@ def _label(
         threshold=threshold,
         valid=jnp.isfinite(dsm) & jnp.isfinite(chm),
         chm=chm,
+        resolution=resolution,
     )

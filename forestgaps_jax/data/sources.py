@@ -5,28 +5,55 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.rasters import read_site
-from forestgaps_jax.data.sampler import Rasters, TileSampler
-from forestgaps_jax.data.synthetic import virtual_forest
+from forestgaps_jax.data.augment import Augmentation
+from forestgaps_jax.data.rasters import read_chm, read_site
+from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler
+from forestgaps_jax.data.synthetic import is_virtual, put_on_terrain, virtual_forest
 from forestgaps_jax.data.tiles import Places, all_tiles, split_blocks
 from forestgaps_jax.types import Data, Site
 
 
 def load_sites(config: Config) -> list[Site]:
-    """Read the raster pairs that ``config`` names, or make its virtual forests."""
-    if config.dsm:
-        return [read_site(dsm, chm) for dsm, chm in zip(config.dsm, config.chm, strict=True)]
-    slopes = np.linspace(*config.virtual_slope, config.virtual_sites)
+    """The sites of ``config``: raster pairs, CHM rasters on virtual terrain, virtual forests, in this order.
+
+    Virtual forests are made where there is no raster, or a ``virtual_share`` of them is to train.
+
+    Raises:
+        OSError: a raster is missing.
+        ValueError: a raster that cannot be read as heights, or is too small or too coarse for a terrain.
+    """
+    sites = [read_site(dsm, chm) for dsm, chm in zip(config.dsm, config.chm, strict=True)]
+    slopes = np.linspace(*config.virtual_slope, len(config.chm_only))
+    for i, (path, slope) in enumerate(zip(config.chm_only, slopes, strict=True)):
+        chm = read_chm(path)
+        try:
+            sites.append(put_on_terrain(chm, seed=1000 * config.seed + i, slope=float(slope)))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be put on virtual terrain: {error}") from None
+    return sites + (_virtual_forests(config) if config.virtual_share or not sites else [])
+
+
+def _virtual_forests(config: Config) -> list[Site]:
+    """Forests whose slopes, closures, heights and pixels fill their ranges evenly, in unlike orders."""
+    count, rng = config.virtual_sites, np.random.default_rng(config.seed)
+    slopes = np.linspace(*config.virtual_slope, count)
+    closures, heights = (
+        rng.permutation(np.linspace(*ends, count)) for ends in (config.virtual_closure, config.virtual_height)
+    )
+    pixels = rng.permutation(np.geomspace(*config.virtual_resolution, count))
     return [
         virtual_forest(
             seed=1000 * config.seed + i,
             shape=(config.virtual_size, config.virtual_size),
-            resolution=config.virtual_resolution,
-            slope=float(slope),
+            resolution=float(pixels[i]),
+            slope=float(slopes[i]),
+            closure=float(closures[i]),
+            height=float(heights[i]),
         )
-        for i, slope in enumerate(slopes)
+        for i in range(count)
     ]
 
 
@@ -42,7 +69,7 @@ def create_data(sites: Sequence[Site], config: Config) -> Data:
     """
     split, rasters = split_blocks(sites, config), Rasters.from_sites(sites)
     return Data(
-        train=_sampler(rasters, split.train, config, shuffle=True),
+        train=_sampler(rasters, split.train, config, shuffle=True, draw=_draw(split.train, sites, config)),
         val=_sampler(rasters, split.val, config) if len(split.val) else None,
         test=_sampler(rasters, split.test, config) if len(split.test) else None,
     )
@@ -51,7 +78,47 @@ def create_data(sites: Sequence[Site], config: Config) -> Data:
 def training_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
     """A sampler over the whole of the sites, for training."""
     places = all_tiles(sites, config, training=True)
-    return _sampler(Rasters.from_sites(sites), places, config, shuffle=True)
+    draw = _draw(places, sites, config)
+    return _sampler(Rasters.from_sites(sites), places, config, shuffle=True, draw=draw)
+
+
+def _draw(places: Places, sites: Sequence[Site], config: Config) -> SiteDraw | None:
+    """How sites are drawn by ``site_weights`` and ``virtual_share``; None: every tile once an epoch.
+
+    Raises:
+        ValueError: the weights are not one for each raster, or 0 wherever there is a tile; or there is no
+            virtual forest to have a share.
+    """
+    virtual = np.array([config.virtual_share > 0 and is_virtual(site) for site in sites])
+    if not config.site_weights and (not config.virtual_share or virtual.all()):
+        return None
+    tiles = np.bincount(places[:, 0], minlength=len(sites)).astype(float)
+    shares = config.virtual_share * _normalized(np.where(virtual, tiles, 0.0))
+    if config.virtual_share and not shares.any():
+        raise ValueError(
+            f"virtual_share = {config.virtual_share:g}: no virtual forest has a training tile; make "
+            f"virtual_size (now {config.virtual_size} px) larger, or set virtual_share to 0 where the sites "
+            "are your own"
+        )
+    weights = np.where(virtual, 0.0, tiles)
+    if config.site_weights:
+        if len(config.site_weights) != np.sum(~virtual):
+            raise ValueError(
+                f"site_weights = {config.site_weights}: must be one for each raster, here {np.sum(~virtual)}"
+            )
+        # A site without a tile cannot be drawn.
+        weights[~virtual] = np.where(tiles[~virtual] > 0, config.site_weights, 0.0)
+    if not weights.any():
+        raise ValueError(
+            f"site_weights = {config.site_weights}: no raster that has training tiles has a weight; "
+            f"training tiles by site: {tiles.astype(int).tolist()}"
+        )
+    return SiteDraw.of(places, (1.0 - shares.sum()) * _normalized(weights) + shares)
+
+
+def _normalized(weights: Float[np.ndarray, " sites"]) -> Float[np.ndarray, " sites"]:
+    total = weights.sum()
+    return weights / total if total else weights
 
 
 def evaluation_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
@@ -59,7 +126,13 @@ def evaluation_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
     return _sampler(Rasters.from_sites(sites), all_tiles(sites, config), config)
 
 
-def _sampler(rasters: Rasters, places: Places, config: Config, shuffle: bool = False) -> TileSampler:
+def _sampler(
+    rasters: Rasters,
+    places: Places,
+    config: Config,
+    shuffle: bool = False,
+    draw: SiteDraw | None = None,
+) -> TileSampler:
     return TileSampler(
         rasters=rasters,
         places=jnp.asarray(places),
@@ -70,5 +143,6 @@ def _sampler(rasters: Rasters, places: Places, config: Config, shuffle: bool = F
         thresholds=config.thresholds,
         threshold_range=config.threshold_range if shuffle else None,
         shuffle=shuffle,
-        augment=config.augment and shuffle,
+        augmentation=Augmentation.from_config(config) if shuffle else None,
+        draw=draw,
     )

@@ -1,6 +1,7 @@
 """Virtual forests: terrain, stands, trees and gaps drawn from one seed, where no raster is at hand."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ _OVERHANG = 1.5  # m that neighbours' crowns reach into a gap
 _GAP_AREAS = (20.0, 3000.0)  # m2
 _GAP_EXPONENT = 1.8  # frequency ~ area^-exponent
 _APART = 1e5  # m between the forests of two seeds: no two show the same ground
+_NOWHERE = 1e8  # m north, further than any place on Earth: none shows the ground of a raster without a CRS
 
 _Values = Float[np.ndarray, " n"]
 _Raster = Float[np.ndarray, "height width"]
@@ -97,8 +99,39 @@ def virtual_forest(
     trees = _fell_gaps(gap, plot, _grow_trees(stand, plot.extent, height), closure)
     canopy = _draw_canopy(surface, plot, trees, closure)
     chm = np.maximum(canopy + sensor.normal(0.0, noise, plot.shape), 0.0).astype(np.float32)
-    grid = Grid(plot.resolution, left=_APART * seed)
+    row, column = divmod(seed, 1000)
+    grid = Grid(plot.resolution, left=_APART * column, top=_NOWHERE + _APART * row)
     return Site(name or f"virtual-{seed}", _terrain(terrain, plot, slope) + chm, chm, grid)
+
+
+def is_virtual(site: Site) -> bool:
+    """Whether a site is a virtual forest, by its place, which is nowhere on Earth.
+
+    >>> is_virtual(virtual_forest(0, (16, 16)))
+    True
+    """
+    return site.grid.crs is None and site.grid.top >= _NOWHERE
+
+
+def put_on_terrain(site: Site, seed: int, slope: float) -> Site:
+    """Put the canopy of a site on virtual terrain: the canopy height, and so every label, stays the truth.
+
+    Args:
+        site: of which the CHM is taken, and the name and grid.
+        seed: which terrain, 0 or more.
+        slope: mean terrain slope, degrees, 0 (flat) to 60.
+
+    Raises:
+        ValueError: an argument is outside what is allowed.
+
+    >>> forest = virtual_forest(0, (64, 64), slope=0.0)
+    >>> steep = put_on_terrain(forest, seed=1, slope=35.0)
+    >>> bool(np.all(steep.chm == forest.chm)), bool(np.ptp(steep.dsm) > np.ptp(forest.dsm))
+    (True, True)
+    """
+    plot = _Plot(site.shape, site.grid.resolution)
+    _check(seed, plot.shape, resolution=plot.resolution, slope=slope)
+    return replace(site, dsm=_terrain(np.random.default_rng(seed), plot, slope) + site.chm)
 
 
 def _check(seed: int, shape: tuple[int, int], **ranged: float) -> None:

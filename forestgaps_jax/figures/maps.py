@@ -12,13 +12,13 @@ from forestgaps_jax.types import Site
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ERROR_COLOURS = {
+ERROR_COLOURS = {
     "right: gap": "#2a9d8f",
     "right: canopy": "#e9ecef",
     "false gap": "#e76f51",
     "missed gap": "#264653",
 }
-_GAPS = "YlGn_r"
+GAP_COLOURS = "YlGn_r"
 _CUT = 0.5  # probability above which gap is predicted
 _RELIEF = 0.35  # canopy is so rough that true relief is black and white
 
@@ -51,7 +51,7 @@ def plot_sites(sites: Sequence[Site], threshold: float) -> "Figure":
         shade.set_title(site.name, fontsize=10)
         height.imshow(site.chm, cmap="viridis", vmin=0, vmax=tallest)
         gap = np.where(site.valid, site.chm < threshold, np.nan)
-        gaps.imshow(gap, cmap=_GAPS, vmin=0, vmax=1, interpolation="nearest")
+        gaps.imshow(gap, cmap=GAP_COLOURS, vmin=0, vmax=1, interpolation="nearest")
     labels = ("surface (hillshade)", "canopy height (m)", f"gaps below {threshold:g} m")
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
@@ -89,13 +89,13 @@ def plot_tiles(
         known = np.isfinite(dsm[row]) if valid is None else valid[row].astype(bool)
         shown = [np.where(known, image, np.nan) for image in (truth[row], probability[row])]
         axis[0].imshow(hillshade(dsm[row], resolution), cmap="gray", vmin=0, vmax=1)
-        axis[1].imshow(shown[0], cmap=_GAPS, vmin=0, vmax=1)
-        image = axis[2].imshow(shown[1], cmap=_GAPS if decided else "viridis", vmin=0, vmax=1)
+        axis[1].imshow(shown[0], cmap=GAP_COLOURS, vmin=0, vmax=1)
+        image = axis[2].imshow(shown[1], cmap=GAP_COLOURS if decided else "viridis", vmin=0, vmax=1)
         found, gap = probability[row] > _CUT, truth[row] > _CUT
         error = np.select([found & gap, ~found & ~gap, found & ~gap], [0.0, 1.0, 2.0], 3.0)
         axis[3].imshow(
             np.where(known, error, np.nan),
-            cmap=ListedColormap(list(_ERROR_COLOURS.values())),
+            cmap=ListedColormap(list(ERROR_COLOURS.values())),
             vmin=-0.5,
             vmax=3.5,
         )
@@ -106,6 +106,6 @@ def plot_tiles(
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     hide_ticks(axes)
-    patches = [Patch(color=colour, label=name) for name, colour in _ERROR_COLOURS.items()]
+    patches = [Patch(color=colour, label=name) for name, colour in ERROR_COLOURS.items()]
     figure.legend(handles=patches, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure

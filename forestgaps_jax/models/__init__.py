@@ -1,14 +1,16 @@
 """Networks from a surface tile and a height threshold to gap logits."""
 
+from forestgaps_jax.models.canopy_height import DistributionUNet, RegressionUNet
 from forestgaps_jax.models.deeplab import DeepLabV3Plus
 from forestgaps_jax.models.height import normalize_height
 from forestgaps_jax.models.registry import MODELS, create_model, create_model_from_config
 from forestgaps_jax.models.summary import model_summary, parameter_count
-from forestgaps_jax.models.unet import RegressionUNet, UNet
+from forestgaps_jax.models.unet import UNet
 
 __all__ = [
     "MODELS",
     "DeepLabV3Plus",
+    "DistributionUNet",
     "RegressionUNet",
     "UNet",
     "create_model",

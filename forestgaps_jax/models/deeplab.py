@@ -12,7 +12,7 @@ from forestgaps_jax.layers.drop_path import Rate
 from forestgaps_jax.layers.norm import Modulation
 from forestgaps_jax.models.attention import mean_of_known
 from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
-from forestgaps_jax.models.network import Network
+from forestgaps_jax.models.network import OPENING_WINDOWS, Network
 from forestgaps_jax.models.resize import double, halve
 
 
@@ -74,6 +74,8 @@ class DeepLabV3Plus(Network):
         dropout: share of the pyramid's features dropped in training.
         drop_path_rate: chance in training to skip the residual branch of the deepest block.
         height_scale: metres that count as 1.
+        detrend: take the tile's plane off, as in `UNet`.
+        opening_windows: sides (px) of grey openings, as in `UNet`.
         precision: ``"float32"`` or ``"bfloat16"``.
         remat: compute features again in the backward pass instead of keeping them.
         spectral_norm: divide each convolution's kernel by its largest singular value.
@@ -95,6 +97,8 @@ class DeepLabV3Plus(Network):
         dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         height_scale: float = 10.0,
+        detrend: bool = True,
+        opening_windows: Sequence[int] = OPENING_WINDOWS,
         precision: str = "float32",
         remat: bool = False,
         spectral_norm: bool = False,
@@ -113,11 +117,13 @@ class DeepLabV3Plus(Network):
             dropout=dropout,
             drop_path_rate=drop_path_rate,
             height_scale=height_scale,
+            detrend=detrend,
+            opening_windows=opening_windows,
             remat=remat,
         )
         self.low_level = (depth + 1) // 2
         # An even kernel is centred on the 2x2 squares that `halve` and `double` keep.
-        self.stem = layers.conv(1, features, 6, stride=2, dtype=jnp.float32)
+        self.stem = layers.conv(1 + len(opening_windows), features, 6, stride=2, dtype=jnp.float32)
         self.norm_stem = layers.normalize(features)
 
         def stage(number: int) -> ResidualBlock:
@@ -138,9 +144,10 @@ class DeepLabV3Plus(Network):
         rngs: nnx.Rngs | None = None,
         train: bool = False,
         drop_path_rate: Rate | None = None,
+        resolution: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 1"]:
         """Logits that the canopy is lower than the threshold; arguments and errors as in `UNet`."""
-        x, known, passage = self.begin(dsm, threshold, rngs, train, drop_path_rate)
+        x, known, passage = self.begin(dsm, threshold, rngs, train, drop_path_rate, resolution)
         known = halve(known)
         x = jax.nn.relu(self.norm_stem(self.stem(x, train), known, next(passage.steer), train))
         levels = [(x, known)]

@@ -13,15 +13,18 @@ from forestgaps_jax.layers.norm import Modulation
 
 
 class ThresholdEmbedding(nnx.Module):
-    """A small perceptron from the scaled threshold ``[batch]`` to a vector ``[batch, width]``."""
+    """A small perceptron from scaled threshold and pixel size ``[batch]`` to a vector ``[batch, width]``."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(1, width, kernel_init=he_normal, rngs=rngs)
+        self.hidden = nnx.Linear(2, width, kernel_init=he_normal, rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=he_normal, rngs=rngs)
 
-    def __call__(self, threshold: Float[Array, " batch"]) -> Float[Array, "batch width"]:
-        """Embed thresholds that `normalize_height` has scaled."""
-        return jax.nn.gelu(self.out(jax.nn.gelu(self.hidden(threshold[:, None]))))
+    def __call__(
+        self, threshold: Float[Array, " batch"], resolution: Float[Array, " batch"]
+    ) -> Float[Array, "batch width"]:
+        """Embed thresholds that `normalize_height` has scaled, and pixel sizes in metres."""
+        told = jnp.stack([threshold, jnp.log2(resolution)], axis=-1)
+        return jax.nn.gelu(self.out(jax.nn.gelu(self.hidden(told))))
 
 
 class FiLM(nnx.Module):

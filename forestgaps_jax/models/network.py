@@ -14,6 +14,11 @@ from forestgaps_jax.layers.norm import Modulation
 from forestgaps_jax.models.blocks import ConvBlock
 from forestgaps_jax.models.film import FiLM, ThresholdEmbedding
 from forestgaps_jax.models.height import normalize_height
+from forestgaps_jax.models.surface import surface_channels
+from forestgaps_jax.settings import Settings
+
+OPENING_WINDOWS = Settings().opening_windows
+"""Sides (px) of the grey openings that networks see by default."""
 
 EMBEDDING = 64
 """Width of the threshold's embedding."""
@@ -70,11 +75,14 @@ class Network(nnx.Module):
         dropout: float,
         drop_path_rate: float,
         height_scale: float,
+        detrend: bool,
+        opening_windows: Sequence[int],
         remat: bool,
     ):
         if not 0.0 <= drop_path_rate <= 1.0:
             raise ValueError(f"drop_path_rate = {drop_path_rate}: must be from 0 to 1")
         self.stride, self.height_scale, self.remat = stride, height_scale, remat
+        self.detrend, self.opening_windows = detrend, tuple(opening_windows)
         self.norm, self.batch_size = layers.norm, layers.batch_size
         self.precision, self.spectral_norm = layers.precision, layers.spectral_norm
         self.drop_path_rate = drop_path_rate
@@ -89,15 +97,20 @@ class Network(nnx.Module):
         rngs: nnx.Rngs | None,
         train: bool,
         drop_path_rate: Rate | None,
-    ) -> tuple[Float[Array, "batch height width 1"], Bool[Array, "batch height width 1"], Passage]:
-        """The scaled tile, where it is known, and how to go through the blocks.
+        resolution: Float[Array, " batch"] | None = None,
+    ) -> tuple[Float[Array, "batch height width channels"], Bool[Array, "batch height width 1"], Passage]:
+        """The scaled tile and its openings, where it is known, and how to go through the blocks.
 
         Raises:
             ValueError: the tile or the threshold has not the shape, or the threshold is missing.
         """
         threshold = self._check(dsm, threshold)
         x, threshold, known = normalize_height(dsm, threshold, self.height_scale)
-        steer = iter(self.film(self.embed(threshold))) if self.film and self.embed else repeat(None)
+        x = surface_channels(x, known, self.detrend, self.opening_windows)
+        resolution = jnp.ones_like(threshold) if resolution is None else resolution
+        steer = (
+            iter(self.film(self.embed(threshold, resolution))) if self.film and self.embed else repeat(None)
+        )
         rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
         return x, known, Passage(rngs, train, rate, steer, self.remat)
 

@@ -9,8 +9,9 @@ from typing import Any
 from flax import nnx
 
 from forestgaps_jax.config import Config
+from forestgaps_jax.models.canopy_height import DistributionUNet, RegressionUNet
 from forestgaps_jax.models.deeplab import DeepLabV3Plus
-from forestgaps_jax.models.unet import RegressionUNet, UNet
+from forestgaps_jax.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "unet": partial(UNet, film=False),
@@ -19,6 +20,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "unet_attention": partial(UNet, film=True, attention=True),
     "unet_all_features": partial(UNet, film=True, block="residual", cbam=True),
     "unet_regression": RegressionUNet,
+    "unet_distribution": DistributionUNet,
     "deeplabv3_plus": partial(DeepLabV3Plus, film=False),
     "deeplabv3_plus_film": partial(DeepLabV3Plus, film=True),
 }
@@ -91,6 +93,8 @@ def create_model_from_config(config: Config) -> nnx.Module:
         dropout=config.dropout,
         drop_path_rate=config.droppath_final_prob if config.use_droppath else 0.0,
         height_scale=config.height_scale,
+        detrend=config.detrend,
+        opening_windows=config.opening_windows,
         precision=config.precision,
         remat=config.remat,
         spectral_norm=config.spectral_norm,

@@ -1,16 +1,16 @@
 """U-Nets from a surface tile to gap logits, or to canopy heights."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from forestgaps_jax.layers.conv import Layers
 from forestgaps_jax.layers.drop_path import Rate
 from forestgaps_jax.models.attention import AttentionGate
 from forestgaps_jax.models.blocks import ConvBlock, ResidualBlock
-from forestgaps_jax.models.network import Network
+from forestgaps_jax.models.network import OPENING_WINDOWS, Network, Passage
 from forestgaps_jax.models.resize import double, halve
 
 BLOCKS = {"plain": ConvBlock, "residual": ResidualBlock}
@@ -32,6 +32,8 @@ class UNet(Network):
         drop_path_rate: chance in training to skip the residual branch of the bottom block; a block at
             level ``i`` of ``depth + 1`` has ``(i + 1) / (depth + 1)`` of it.
         height_scale: metres that count as 1.
+        detrend: take the tile's least-squares plane off, so that no tilt of the ground reaches the network.
+        opening_windows: sides (px, odd) of grey openings; the surface above each is one more input channel.
         precision: ``"float32"``, or ``"bfloat16"`` for all convolutions but the first, which sees heights,
             and the last, which gives logits.
         remat: compute features again in the backward pass instead of keeping them.
@@ -55,6 +57,8 @@ class UNet(Network):
         dropout: float = 0.0,
         drop_path_rate: float = 0.0,
         height_scale: float = 10.0,
+        detrend: bool = True,
+        opening_windows: Sequence[int] = OPENING_WINDOWS,
         precision: str = "float32",
         remat: bool = False,
         spectral_norm: bool = False,
@@ -71,6 +75,8 @@ class UNet(Network):
             dropout=dropout,
             drop_path_rate=drop_path_rate,
             height_scale=height_scale,
+            detrend=detrend,
+            opening_windows=opening_windows,
             remat=remat,
         )
 
@@ -78,7 +84,8 @@ class UNet(Network):
             share = (level + 1) / (depth + 1)
             return BLOCKS[block](channels_in, channels[level], layers, share=share, cbam=cbam, entry=entry)
 
-        *encoder, bottom = (make(([1, *channels])[level], level, level == 0) for level in range(depth + 1))
+        incoming = [1 + len(opening_windows), *channels]
+        *encoder, bottom = (make(incoming[level], level, level == 0) for level in range(depth + 1))
         self.encoder, self.bottom = nnx.List(encoder), bottom
         self.narrow = nnx.List(
             [layers.conv(channels[i + 1], channels[i], 1, use_bias=True) for i in range(depth)]
@@ -86,7 +93,12 @@ class UNet(Network):
         gates = [AttentionGate(channels[i], channels[i + 1], layers) for i in range(depth)]
         self.gates = nnx.List(gates) if attention else None
         self.decoder = nnx.List([make(2 * channels[level], level) for level in range(depth)])
-        self.head = layers.conv(features, 1, 1, use_bias=True, dtype=jnp.float32)
+        self.head = layers.conv(features, self.outputs, 1, use_bias=True, dtype=jnp.float32)
+
+    @property
+    def outputs(self) -> int:
+        """Channels that the last convolution gives."""
+        return 1
 
     def __call__(
         self,
@@ -95,6 +107,7 @@ class UNet(Network):
         rngs: nnx.Rngs | None = None,
         train: bool = False,
         drop_path_rate: Rate | None = None,
+        resolution: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width 1"]:
         """Logits that the canopy is lower than the threshold.
 
@@ -104,18 +117,28 @@ class UNet(Network):
             rngs: streams ``dropout`` and ``drop_path``, needed in training where their rates are not 0.
             train: use batch statistics and drop at random.
             drop_path_rate: chance to skip the deepest branch, now; None for the network's own.
+            resolution: side of a pixel, metres, one a sample; a network without FiLM ignores it. None: 1 m.
 
         Raises:
             ValueError: the tile has not the shape, or the threshold is missing.
         """
-        x, known, passage = self.begin(dsm, threshold, rngs, train, drop_path_rate)
-        skips = []
+        x, known, passage = self.begin(dsm, threshold, rngs, train, drop_path_rate, resolution)
+        return self.decode(x, known, passage)
+
+    def decode(
+        self,
+        x: Float[Array, "batch height width channels"],
+        known: Bool[Array, "batch height width 1"],
+        passage: Passage,
+    ) -> Float[Array, "batch height width outputs"]:
+        """Through encoder, decoder and head."""
+        train, skips = passage.train, []
         for block in self.encoder:
             x = passage.through(block, x, known)
             skips.append((x, known))
             x, known = halve(x), halve(known)
         x = passage.through(self.bottom, x, known)
-        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        x = self.dropout(x, deterministic=not train, rngs=passage.rngs)
         for level in reversed(range(len(skips))):
             skip, known = skips.pop()
             if self.gates is not None:
@@ -124,37 +147,3 @@ class UNet(Network):
             x = jnp.concatenate([skip, double(self.narrow[level](x, train))], axis=-1)
             x = passage.through(self.decoder[level], x, known)
         return self.head(x, train)
-
-
-class RegressionUNet(UNet):
-    """A U-Net that predicts canopy height, metres; a threshold only cuts what it has predicted.
-
-    Args:
-        rngs: the ``params`` stream initialises the weights.
-        options: arguments of `UNet` but ``film``.
-
-    >>> model = RegressionUNet(rngs=nnx.Rngs(0), features=4, depth=1)
-    >>> dsm = jnp.zeros((1, 4, 4, 1))
-    >>> heights, logits = model(dsm), model(dsm, jnp.array([5.0]))
-    >>> bool(((logits > 0) == (heights < 5.0)).all())
-    True
-    """
-
-    def __init__(self, *, rngs: nnx.Rngs, **options: Any):
-        super().__init__(film=False, rngs=rngs, **options)
-
-    def __call__(
-        self,
-        dsm: Float[Array, "batch height width 1"],
-        threshold: Float[Array, " batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
-        train: bool = False,
-        drop_path_rate: Rate | None = None,
-    ) -> Float[Array, "batch height width 1"]:
-        """Canopy height, metres; with a threshold, how many metres the canopy is below it.
-
-        The latter serves as a logit: above 0 where the canopy is lower than the threshold. Arguments as in
-        `UNet`.
-        """
-        height = self.height_scale * super().__call__(dsm, threshold, rngs, train, drop_path_rate)
-        return height if threshold is None else threshold[:, None, None, None] - height

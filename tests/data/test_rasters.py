@@ -11,7 +11,8 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 from rasterio.warp import transform as to_crs
 
-from forestgaps_jax.data.rasters import read_dsm, read_site, write_geotiff
+from forestgaps_jax.data.geotiff import write_geotiff
+from forestgaps_jax.data.rasters import read_dsm, read_site
 from forestgaps_jax.types import Grid
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

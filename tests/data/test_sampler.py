@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.data.sampler import Rasters, TileSampler
 from forestgaps_jax.types import Grid, Sampler, Site
 
@@ -36,7 +37,7 @@ PLACES = np.array(
 TRAIN = TileSampler(
     Rasters.from_sites(SITES), jnp.asarray(PLACES), jax.random.key(0), SIZE, BATCH, THRESHOLDS, shuffle=True
 )
-TURNED = replace(TRAIN, augment=True)
+TURNED = replace(TRAIN, augmentation=Augmentation(turns=True))
 EVAL = replace(TRAIN, shuffle=False)
 draw = jax.jit(lambda sampler, step: sampler.sample(step))
 
@@ -197,6 +198,41 @@ def test_neither_steps_nor_epochs_nor_keys_compile_again():
         step(TRAIN, jnp.int32(number))
     step(replace(TRAIN, key=jax.random.key(5)), jnp.int32(0))
     assert step._cache_size() == 1
+
+
+CHANGED = Augmentation(turns=True, tilt=30.0, height=(0.7, 1.4), resolution=0.5, smoothing=3.0, blur=1.0)
+
+
+def test_augmented_batches_are_labelled_by_their_own_canopy_in_one_compile():
+    step = jax.jit(lambda sampler, step: sampler.sample(step))
+    sampler, seen = replace(TRAIN, augmentation=CHANGED), []
+    for number in range(6):
+        batch = jax.tree.map(np.asarray, step(sampler, jnp.int32(number)))
+        np.testing.assert_array_equal(batch.valid, np.isfinite(batch.dsm) & np.isfinite(batch.chm))
+        np.testing.assert_array_equal(batch.mask, batch.chm < batch.threshold[:, None, None, None])
+        assert_equal(batch, step(replace(sampler, key=jax.random.key(0)), jnp.int32(number)))
+        seen.append(batch)
+    assert step._cache_size() == 1
+    plain = [batch_of(TRAIN, number) for number in range(6)]
+    assert [b.threshold.tolist() for b in seen] == [b.threshold.tolist() for b in plain]
+    assert all(
+        (b.valid.sum() > 0) & (b.dsm[b.valid] != p.dsm[b.valid]).any()
+        for b, p in zip(seen, plain, strict=True)
+    )
+
+
+def test_batches_tell_the_pixel_of_their_site():
+    sites = [replace(site, grid=Grid(0.5 + number)) for number, site in enumerate(SITES)]
+    rasters = Rasters.from_sites(sites)
+    for sampler in (TRAIN, TURNED, EVAL):
+        batch, used = epoch_of(replace(sampler, rasters=rasters), 0)
+        site = np.array([place[0] for place in places_of(batch)])
+        np.testing.assert_array_equal(batch.resolution[used], 0.5 + site[used])
+    zoomed, used = epoch_of(replace(TRAIN, rasters=rasters, augmentation=Augmentation(resolution=0.25)), 0)
+    plain, _ = epoch_of(replace(TRAIN, rasters=rasters), 0)
+    factor = (zoomed.resolution / plain.resolution)[used]
+    assert factor.min() >= 0.25
+    assert factor.min() < factor.max() == 1
 
 
 def test_fewer_tiles_than_a_batch_make_one_batch():

@@ -6,6 +6,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from forestgaps_jax.config import Config
+from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites, training_sampler
 from forestgaps_jax.data.tiles import split_blocks
 from forestgaps_jax.types import Grid, Sampler, Site
@@ -68,12 +69,13 @@ def test_samplers_hold_the_split_and_only_training_is_random():
         assert isinstance(sampler, Sampler)
         np.testing.assert_array_equal(sampler.places, getattr(split, part))
         assert (sampler.tile_size, sampler.batch_size, sampler.thresholds) == (8, 2, config.thresholds)
-        assert sampler.shuffle == sampler.augment == (part == "train")
+        assert sampler.shuffle == (part == "train")
+        assert sampler.augmentation == (Augmentation(turns=True) if part == "train" else None)
         assert sampler.threshold_range == ((2.0, 20.0) if part == "train" else None)
 
 
 def test_augmentation_can_be_left_off():
-    assert not create_data([make_site()], Config(tile_size=8, augment=False)).train.augment
+    assert create_data([make_site()], Config(tile_size=8, augment=False)).train.augmentation is None
 
 
 def test_parts_of_fraction_0_are_none():

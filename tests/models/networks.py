@@ -19,9 +19,12 @@ RNG = np.random.default_rng(0)
 # Steps of 1/64 m, so that sums with whole metres are exact in float32.
 DSM = (RNG.integers(300 * 64, 330 * 64, (2, 16, 24, 1)) / 64).astype(np.float32)
 THRESHOLD = np.array([5.0, 20.0], np.float32)
+# Neither is 1 m, whose embedding is 0 where no threshold steers, so that FiLM learns nothing of it.
+RESOLUTION = np.array([0.5, 2.0], np.float32)
 GAP = (DSM < 315).astype(np.float32)
 STEERED = {"unet_film", "unet_residual", "unet_attention", "unet_all_features", "deeplabv3_plus_film"}
 UNSTEERED = {"unet", "deeplabv3_plus"}
+TOLD_PIXELS = STEERED | {"unet_distribution"}
 # The tests compile more than they compute. (At level 0, XLA's CPU backend makes gradients NaN.)
 QUICK = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
@@ -54,7 +57,7 @@ def initial(name, **options):
 def loss_and_logits(graph, params, rest, dsm, threshold, key, rate):
     network = nnx.merge(graph, params, rest)
     rngs = nnx.Rngs(dropout=key, drop_path=jax.random.fold_in(key, 1))
-    logits = network(dsm, threshold, rngs, True, drop_path_rate=rate)
+    logits = network(dsm, threshold, rngs, True, drop_path_rate=rate, resolution=jnp.asarray(RESOLUTION))
     loss = optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(GAP)).mean()
     return loss, (logits, nnx.to_pure_dict(nnx.state(network, nnx.Not(nnx.Param))))
 
@@ -74,8 +77,8 @@ class Small:
         self.traced = 0
         self._step, self._logits = compiled(self._trained), compiled(self._evaluated)
 
-    def _evaluated(self, params, rest, dsm, threshold):
-        return nnx.merge(self.graph, params, rest)(dsm, threshold)
+    def _evaluated(self, params, rest, dsm, threshold, resolution):
+        return nnx.merge(self.graph, params, rest)(dsm, threshold, resolution=resolution)
 
     def _trained(self, params, *arguments):
         self.traced += 1
@@ -88,9 +91,10 @@ class Small:
         params, rest = self.params if params is None else params, self.rest if rest is None else rest
         return self._step(params, rest, dsm, threshold, jax.random.key(key), jnp.float32(rate))
 
-    def logits(self, dsm=DSM, threshold=THRESHOLD, params=None):
+    def logits(self, dsm=DSM, threshold=THRESHOLD, params=None, resolution=RESOLUTION):
         """An evaluation pass."""
-        return np.asarray(self._logits(self.params if params is None else params, self.rest, dsm, threshold))
+        params = self.params if params is None else params
+        return np.asarray(self._logits(params, self.rest, dsm, threshold, resolution))
 
     @property
     def learnt(self):

@@ -15,7 +15,9 @@ from tests.models.networks import (
     SMALL,
     STEERED,
     THRESHOLD,
+    TOLD_PIXELS,
     UNSTEERED,
+    Small,
     abstract,
     compiled,
     every,
@@ -132,8 +134,10 @@ def test_the_threshold_changes_the_logits_only_where_it_should(name):
         assert (np.abs(after - before).max(axis=(1, 2, 3)) > 1e-3).all()
     elif name in UNSTEERED:
         np.testing.assert_array_equal(before, after)
-    else:
+    elif name == "unet_regression":
         np.testing.assert_allclose(after, before + 7, atol=1e-4)
+    else:
+        assert (after > before).all()
 
 
 @steered
@@ -162,10 +166,55 @@ def test_fault_14_gradients_reach_every_weight_once_film_has_moved(name):
 
 
 @every
-def test_the_elevation_of_a_site_changes_nothing(name):
+def test_the_size_of_a_pixel_changes_the_logits_of_its_own_sample_where_it_should(name):
     network = small(name)
-    low = network.logits(params=network.learnt)
-    np.testing.assert_array_equal(low, network.logits(DSM + np.float32(3000), params=network.learnt))
+    before, after = (
+        network.logits(resolution=np.float32([0.5, side]), params=network.learnt) for side in (2, 1)
+    )
+    np.testing.assert_array_equal(before[0], after[0])
+    assert (np.abs(before[1] - after[1]).max() > 1e-3) == (name in TOLD_PIXELS)
+
+
+@every
+def test_pixels_that_nobody_tells_are_of_1_m(name):
+    network = small(name)
+    network_at_1_m = network.logits(params=network.learnt, resolution=np.ones(2, np.float32))
+    untold = network.logits(params=network.learnt, resolution=None)
+    np.testing.assert_allclose(untold, network_at_1_m, atol=1e-5)
+
+
+# In steps of 1/64 m, so that the sums are exact in float32; a hillside of 45 degrees at 1 m.
+PLANE = (np.arange(24)[None, :, None] - 0.25 * np.arange(16)[:, None, None]).astype(np.float32)
+
+
+@every
+@pytest.mark.parametrize(
+    ("added", "tolerance"),
+    [(PLANE, 1e-3), (-0.5 * PLANE + 2000, 1e-3), (np.float32(4000), 0.0)],
+    ids=["plane", "other plane", "elevation"],
+)
+def test_no_tilt_and_no_elevation_of_the_ground_reaches_the_network(name, added, tolerance):
+    network = small(name)
+    flat, moved = (network.logits(dsm, params=network.learnt) for dsm in (DSM, DSM + added))
+    np.testing.assert_allclose(moved, flat, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_distribution", "deeplabv3_plus"])
+def test_a_tilt_reaches_a_network_without_detrending(name):
+    network = Small(name, detrend=False)
+    flat, tilted = (network.logits(dsm) for dsm in (DSM, DSM + PLANE))
+    assert np.abs(flat - tilted).max() > 1e-2
+
+
+@every
+@pytest.mark.parametrize("windows", [(), (3,), (3, 9)])
+def test_each_opening_is_one_more_channel_for_the_first_convolution(name, windows):
+    if name == "unet_distribution" and not windows:
+        pytest.skip("it mixes openings, and refuses to have none")
+    network = abstract(name, opening_windows=windows)
+    first = network.stem if name.startswith("deeplab") else network.encoder[0].conv1
+    assert first.kernel.shape[2] == 1 + len(windows)
+    assert shape_of(network, jnp.zeros((2, 8, 8, 1)), jnp.ones(2)).shape == (2, 8, 8, 1)
 
 
 @every

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from forestgaps_jax.models import create_model
-from tests.models.networks import DSM, SMALL, THRESHOLD, Small, every, loss_and_logits, small
+from forestgaps_jax.models.network import OPENING_WINDOWS
+from tests.models.networks import DSM, SMALL, THRESHOLD, Small, abstract, every, loss_and_logits, small
 
 ALL_ON = {"dropout": 0.3, "spectral_norm": True, "drop_path_rate": 0.2}
 
@@ -45,7 +46,8 @@ def test_bfloat16_is_for_convolutions_within_and_float32_for_all_that_is_kept(na
     convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
     # Heights go in, and logits come out, as float32.
     full = [e for e in convolutions if e.invars[0].aval.dtype != jnp.bfloat16]
-    assert all(e.invars[0].aval.shape[-1] == 1 or e.outvars[0].aval.shape[-1] == 1 for e in full)
+    heights, answers = 1 + len(OPENING_WINDOWS), getattr(abstract(name), "outputs", 1)
+    assert all(e.invars[0].aval.shape[-1] == heights or e.outvars[0].aval.shape[-1] == answers for e in full)
     assert len(full) <= 3 < len(convolutions) - len(full)
     activations = [e.outvars[0].aval.dtype for e in found if e.primitive.name == "concatenate"]
     assert jnp.bfloat16 in activations

@@ -62,9 +62,11 @@ def test_the_model_of_a_config_has_its_features_and_depth(name, chosen):
 def test_the_model_of_a_config_has_its_settings(name):
     chosen = {"dropout": 0.25, "height_scale": 7.0, "precision": "bfloat16", "remat": True}
     chosen |= {"spectral_norm": True, "norm": "adaptive", "batch_size": 4, "droppath_final_prob": 0.5}
+    chosen |= {"detrend": False, "opening_windows": (3, 7)}
     config = Config(model_name=name, features=4, depth=2, use_droppath=True, **chosen)
     network = nnx.eval_shape(lambda: create_model_from_config(config))
-    kept = {key: getattr(network, key) for key in ("height_scale", "precision", "remat", "spectral_norm")}
+    names = ("height_scale", "precision", "remat", "spectral_norm", "detrend", "opening_windows")
+    kept = {key: getattr(network, key) for key in names}
     assert kept == {key: chosen[key] for key in kept}
     assert (network.dropout.rate, network.drop_path_rate, network.stride) == (0.25, 0.5, 4)
     assert network.head.direction is not None

@@ -29,10 +29,10 @@ def test_the_parts_make_the_total(name):
 
 def test_parameters_of_a_unet_are_those_of_its_layers():
     """Counted by hand: kernels, scale and bias of each norm, biases of 1x1 convolutions."""
-    encoder = (9 * 1 * 2 + 4) + (9 * 2 * 2 + 4)
+    encoder = (9 * 3 * 2 + 4) + (9 * 2 * 2 + 4)  # the surface, and above two openings
     bottom = (9 * 2 * 4 + 8) + (9 * 4 * 4 + 8)
     narrow, decoder, head = 4 * 2 + 2, (9 * 4 * 2 + 4) + (9 * 2 * 2 + 4), 2 + 1
-    network = create_model("unet", rngs=nnx.Rngs(0), features=2, depth=1)
+    network = create_model("unet", rngs=nnx.Rngs(0), features=2, depth=1, opening_windows=(3, 5))
     assert parameter_count(network) == encoder + bottom + narrow + decoder + head
     told = rows(model_summary(network, (1, 8, 8, 1)))
     assert [told[part] for part in ("encoder", "bottom", "narrow", "decoder", "head")] == [

@@ -1,0 +1,113 @@
+"""U-Nets that predict canopy height, which any threshold then cuts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from forestgaps_jax.layers.drop_path import Rate
+from forestgaps_jax.models.network import OPENING_WINDOWS
+from forestgaps_jax.models.unet import UNet
+
+_SMALLEST_SCALE = 0.05
+"""Metres: the surest that a prediction can be; the sensor's own noise."""
+
+
+class RegressionUNet(UNet):
+    """A U-Net that predicts canopy height, metres; a threshold only cuts what it has predicted.
+
+    Args:
+        rngs: the ``params`` stream initialises the weights.
+        options: arguments of `UNet` but ``film``.
+
+    >>> model = RegressionUNet(rngs=nnx.Rngs(0), features=4, depth=1)
+    >>> dsm = jnp.zeros((1, 4, 4, 1))
+    >>> heights, logits = model(dsm), model(dsm, jnp.array([5.0]))
+    >>> bool(((logits > 0) == (heights < 5.0)).all())
+    True
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs, **options: Any):
+        super().__init__(film=False, rngs=rngs, **options)
+
+    def __call__(
+        self,
+        dsm: Float[Array, "batch height width 1"],
+        threshold: Float[Array, " batch"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        train: bool = False,
+        drop_path_rate: Rate | None = None,
+        resolution: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch height width 1"]:
+        """Canopy height, metres; with a threshold, how many metres the canopy is below it.
+
+        The latter serves as a logit: above 0 where the canopy is lower than the threshold. Arguments as in
+        `UNet`.
+        """
+        height = self.height_scale * super().__call__(dsm, threshold, rngs, train, drop_path_rate, resolution)
+        return height if threshold is None else threshold[:, None, None, None] - height
+
+
+class DistributionUNet(UNet):
+    """A U-Net that predicts each pixel's canopy height as a logistic distribution; gap is what lies below.
+
+    The network is steered by the size of a pixel (`FiLM`), not by the threshold.
+
+    Its median is a mixture of the surface's heights above its grey openings, chosen pixel by pixel, and a
+    correction. So the network starts as good as the openings, which need no training, and learns where they
+    fail. The logit at a threshold ``t`` is ``(t - median) / scale``: the gap probability is the distribution
+    function, which rises with ``t``, so a gap at 5 m is one at 10 m, and one pass serves every threshold.
+
+    Args:
+        opening_windows: sides (px, odd) of the openings, one at least.
+        rngs: the ``params`` stream initialises the weights.
+        options: arguments of `UNet` but ``film``.
+
+    Raises:
+        ValueError: there is no window.
+
+    >>> model = DistributionUNet(rngs=nnx.Rngs(0), features=4, depth=1, opening_windows=(3,))
+    >>> dsm = jnp.zeros((1, 4, 4, 1))
+    >>> bool((model(dsm, jnp.array([5.0])) < model(dsm, jnp.array([10.0]))).all())
+    True
+    """
+
+    def __init__(self, *, opening_windows: Sequence[int] = OPENING_WINDOWS, rngs: nnx.Rngs, **options: Any):
+        if not opening_windows:
+            raise ValueError("opening_windows is empty: unet_distribution mixes openings, give one or more")
+        super().__init__(film=True, opening_windows=opening_windows, rngs=rngs, **options)
+        # It starts near an even mixture of the openings.
+        self.head.kernel[...] *= 0.1
+
+    @property
+    def outputs(self) -> int:
+        """Shares of the openings, correction and scale."""
+        return len(self.opening_windows) + 2
+
+    def __call__(
+        self,
+        dsm: Float[Array, "batch height width 1"],
+        threshold: Float[Array, " batch"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        train: bool = False,
+        drop_path_rate: Rate | None = None,
+        resolution: Float[Array, " batch"] | None = None,
+    ) -> Float[Array, "batch height width 1"]:
+        """Logits that the canopy is lower than the threshold; without one, the median height, metres.
+
+        Arguments as in `UNet`.
+        """
+        unsteered = jnp.zeros(dsm.shape[0]) if threshold is None else jnp.zeros_like(threshold)
+        x, known, passage = self.begin(dsm, unsteered, rngs, train, drop_path_rate, resolution)
+        windows, outputs = len(self.opening_windows), self.decode(x, known, passage)
+        shares, correction, scale = jnp.split(outputs, (windows, windows + 1), axis=-1)
+        opened = jnp.sum(jax.nn.softmax(3.0 * shares) * x[..., 1:], axis=-1, keepdims=True)
+        median = self.height_scale * (opened + correction)
+        if threshold is None:
+            return median
+        return (threshold[:, None, None, None] - median) / (
+            jax.nn.softplus(2.0 * scale + 1.0) + _SMALLEST_SCALE
+        )
