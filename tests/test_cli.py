@@ -120,6 +120,24 @@ def test_evaluate_refuses_what_would_make_the_scores_meaningless(trained, capsys
     assert message in capsys.readouterr().err
 
 
+def test_a_run_of_mixed_sites_is_evaluated_on_its_own_tiles_and_on_other_rasters_alone(
+    rasters, capsys, tmp_path
+):
+    (tmp_path / "small.toml").write_text(SMALL + 'model_name = "unet_distribution"\n')
+    canopy = virtual_forest(77, (64, 64), slope=0.0)
+    write_geotiff(tmp_path / "canopy.tif", canopy.chm, Grid(2.0, 3_000.0, 9_000.0))
+    words = ["--chm-only", str(tmp_path / "canopy.tif"), "--virtual-share", "0.5", "--site-weights", "2"]
+    assert main(["train", str(tmp_path / "small.toml"), *words, "--runs-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 site(s)" in printed
+    assert main(["evaluate", str(tmp_path / "small")]) == 0
+    assert table(capsys.readouterr().out) == table(printed)
+    assert main(["evaluate", str(tmp_path / "small"), *rasters]) == 0
+    assert "24 tiles of other ground" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "small"), "--seed", "5", "--virtual-share", "0.5"]) == 1
+    assert "shows ground of" in capsys.readouterr().err
+
+
 def test_a_run_is_evaluated_from_any_folder_and_knows_its_rasters_by_any_path(rasters, capsys, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(Path(rasters[1]).parent)

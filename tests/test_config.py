@@ -43,7 +43,7 @@ CHANGED = {
     "virtual_closure": (0.5, 0.9),
     "virtual_height": (10.0, 30.0),
     "virtual_share": 0.3,
-    "site_weights": (1.0, 2.0),
+    "site_weights": (1.0, 2.0, 0.5),
     "dsm": ("a b.tif", "é.tif"),
     "chm": ("c.tif", "d#.tif"),
     "virtual_sites": 1,
@@ -178,6 +178,16 @@ WRONG = [
     ("threshold_range", (5.0,), ValueError, "must be 2 values"),
     ("adam_betas", (0.9, 0.99, 0.999), ValueError, "must be 2 values"),
     ("virtual_slope", (10.0, 60.0), ValueError, "from 0 to 45 degrees"),
+    ("opening_windows", (3, 4), ValueError, "odd, 3 or more"),
+    ("opening_windows", (1,), ValueError, "odd, 3 or more"),
+    ("opening_windows", (5.0,), TypeError, "must be int, not float"),
+    ("virtual_resolution", (0.05, 1.0), ValueError, "from 0.1 to 5 m"),
+    ("virtual_resolution", 1.0, TypeError, "must be a list of 2 values"),
+    ("virtual_closure", (0.5, 1.1), ValueError, "from 0 to 1"),
+    ("virtual_height", (5.0, 30.0), ValueError, "from 8 to 90 m"),
+    ("virtual_share", 1.0, ValueError, "from 0 to below 1"),
+    ("site_weights", (1.0, -1.0), ValueError, "0 or more"),
+    ("chm_only", "a.tif", TypeError, "must be a list"),
     ("dsm", "a.tif", TypeError, "must be a list"),
     ("dsm", Path("a.tif"), TypeError, "must be a list"),
     ("dsm", [3], TypeError, "must be str, not int"),
@@ -397,6 +407,22 @@ def test_shipped_configurations_are_valid():
         ({"loss_type": "adaptive", "adaptive_weights": (1.0,)}, "adaptive_weights .*one for each"),
         ({"loss_type": "adaptive", "use_focal": False, "use_dice": False}, "use_focal, use_dice or use_bce"),
         ({"profile_steps": (5, 2)}, "profile_steps = .*the first must be the lower"),
+        *(
+            ({name: ends}, rf"{name} = .*: the first must not be above the second")
+            for name, ends in {
+                "virtual_resolution": (2.0, 0.5),
+                "virtual_slope": (30.0, 10.0),
+                "virtual_closure": (0.9, 0.5),
+                "virtual_height": (30.0, 10.0),
+                "augment_height": (1.5, 0.5),
+            }.items()
+        ),
+        (
+            {"dsm": ["a"], "chm": ["b"], "chm_only": ["c"], "site_weights": (1.0,)},
+            r"site_weights = \(1.0,\): must be one for each of 1 dsm and 1 chm_only",
+        ),
+        ({"chm_only": ["c"], "site_weights": (1, 1)}, "one for each of 0 dsm and 1 chm_only"),
+        ({"site_weights": (0.0, 0.0)}, r"site_weights = \(0.0, 0.0\): one must be above 0"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(given, said, tmp_path):
@@ -415,10 +441,25 @@ def test_settings_that_do_not_fit_each_other_are_refused(given, said, tmp_path):
         CHANGED,
         {"tile_size": 24, "depth": 3},
         {"val_fraction": 0.0, "test_fraction": 0.99},
+        {"virtual_slope": (20.0, 20.0), "virtual_resolution": (0.5, 0.5)},
+        {"chm_only": ["c"], "site_weights": (2.0,), "virtual_share": 0.5},
+        {"site_weights": (2.0, 1.0)},
+        {"virtual_share": 0.5},
         {"learning_rate": 1e-7, "scheduler_type": "constant"},
         {"learning_rate": 1e-5, "warmup_start_lr": 1e-4, "scheduler_type": "plateau"},
     ],
-    ids=["none", "all", "tile", "split", "rates of no schedule", "start of no warmup"],
+    ids=[
+        "none",
+        "all",
+        "tile",
+        "split",
+        "ranges of one value",
+        "weights of rasters",
+        "weights of sites unknown here",
+        "a share of virtual forests",
+        "rates of no schedule",
+        "start of no warmup",
+    ],
 )
 def test_settings_that_fit_each_other_are_let_through(given):
     Config(**given).validate()

@@ -36,13 +36,13 @@ def model_summary(model: nnx.Module, shape: tuple[int, int, int, int] = (1, 128,
     UNet
       bottom            896
       decoder           448
-      encoder           196
+      encoder           376
       head              5
       narrow            36
-      total             1,581 parameters, 0.01 MB
+      total             1,761 parameters, 0.01 MB
       input             1 x 16 x 16 x 1
       output            1 x 16 x 16 x 1 float32
-      forward pass      0.0004... GFLOPs
+      forward pass      0.0005... GFLOPs
       stride            2 px: height and width must be multiples of it
       height scale      10 m count as 1
       normalisation     GroupNorm (adaptive: batch_size = 8 is below 16)

@@ -9,6 +9,7 @@ from forestgaps_jax.data.batches import (
     _say_default,
     as_batch,
     as_images,
+    as_resolutions,
     as_thresholds,
     fill_up,
     warn_of_unlisted,
@@ -158,8 +159,66 @@ def test_what_is_no_batch_is_a_type_error(item):
 
 
 def test_a_tuple_too_long_tells_its_length_and_where_chm_goes():
-    with pytest.raises(TypeError, match=r"tuple of 5: .*chm has a place in a mapping only"):
+    with pytest.raises(TypeError, match=r"tuple of 5: .*chm and resolution have a place in a mapping only"):
         as_batch((*VALUES, DSM))
+
+
+# The size of a pixel
+
+
+@pytest.mark.parametrize(
+    "resolution", [0.5, 2, np.float32(0.5), np.full(3, 0.5), [[0.5], [1], [2]], jnp.float32(0.5)]
+)
+def test_a_resolution_is_one_for_all_or_one_a_sample(resolution):
+    values = as_batch(dict(zip(NAMES, VALUES, strict=True)) | {"resolution": resolution}).resolution
+    expected = np.broadcast_to(np.asarray(resolution, np.float32).ravel(), 3)
+    np.testing.assert_array_equal(values, expected)
+    assert (values.dtype, values.shape) == (np.float32, (3,))
+    assert isinstance(values, jax.Array) == isinstance(resolution, jax.Array)
+
+
+def test_batches_carry_the_resolution_that_they_were_given_or_none():
+    told = Batch(*VALUES, resolution=np.float32([0.5, 1, 2]))
+    np.testing.assert_array_equal(as_batch(told).resolution, told.resolution)
+    assert as_batch(VALUES).resolution is None
+    assert as_batch({"dsm": DSM, "mask": MASK, "resolution": None}).resolution is None
+    assert as_resolutions(None, 3) is None
+
+
+@pytest.mark.parametrize("put", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_fill_up_repeats_canopy_and_resolution_too(put):
+    chm, resolution = DSM - 300, np.float32([0.5, 1, 2])
+    batch = fill_up(Batch(*map(put, VALUES), put(chm), put(resolution)), 8)
+    order = [0, 1, 2, 0, 1, 2, 0, 1]
+    np.testing.assert_array_equal(batch.chm, chm[order])
+    np.testing.assert_array_equal(batch.resolution, resolution[order])
+    full = fill_up(Batch(*map(put, VALUES), put(chm), put(resolution)), 3)
+    np.testing.assert_array_equal(full.resolution, resolution)
+    bare = fill_up(Batch(*map(put, VALUES)), 8)
+    assert (bare.chm, bare.resolution) == (None, None)
+
+
+@pytest.mark.parametrize("resolution", [0, -1.0, np.nan, np.inf, [1.0, 0.0, 1.0]])
+def test_pixels_without_a_size_are_an_error(resolution):
+    with pytest.raises(ValueError, match=r"resolution = .*the side of a pixel in metres, above 0"):
+        as_batch({"dsm": DSM, "mask": MASK, "threshold": 5.0, "resolution": resolution})
+
+
+@pytest.mark.parametrize("resolution", ["1", [1.0, None, 1.0], True])
+def test_resolutions_that_are_no_numbers_are_a_type_error(resolution):
+    with pytest.raises(TypeError, match=r"resolution = .*must be the side of a pixel in metres, or one a"):
+        as_resolutions(resolution, 3)
+
+
+def test_resolutions_of_another_number_are_an_error():
+    with pytest.raises(ValueError, match=r"resolution has shape \(2,\): must be one number or \(3,\)"):
+        as_batch({"dsm": DSM, "mask": MASK, "threshold": 5.0, "resolution": [1.0, 2.0]})
+
+
+def test_resolutions_on_the_device_stay_there():
+    with jax.transfer_guard_device_to_host("disallow"):
+        values = as_resolutions(jnp.float32(2), 3), as_resolutions(jnp.full(3, 2.0), 3)
+    assert all(isinstance(value, jax.Array) and value.shape == (3,) for value in values)
 
 
 @pytest.mark.parametrize("put", [np.asarray, jnp.asarray], ids=["numpy", "jax"])

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from forestgaps_jax.data.synthetic import virtual_forest
+from forestgaps_jax.data.ground import shared_grounds
+from forestgaps_jax.data.synthetic import is_virtual, put_on_terrain, virtual_forest
+from forestgaps_jax.types import Grid, Site
 
 THRESHOLDS = (5.0, 10.0, 15.0, 20.0)
 UNDERSTOREY = 4.2  # m, its 4 m and four deviations of the sensor noise
@@ -44,7 +46,8 @@ def test_site_is_whole_and_lies_nowhere(site):
     assert site.dsm.dtype == site.chm.dtype == np.float32
     assert site.valid.all()
     assert site.chm.min() >= 0.0
-    assert (site.grid.resolution, site.grid.left, site.grid.top, site.grid.crs) == (1.0, 0.0, 0.0, None)
+    assert (site.grid.resolution, site.grid.crs) == (1.0, None)
+    assert max(abs(site.grid.left), abs(site.grid.top)) > 4.1e7  # m, more than once around the Earth
     assert site.name == "virtual-0"
     assert virtual_forest(0, (16, 16), name="hill").name == "hill"
 
@@ -163,3 +166,67 @@ def test_wrong_values_are_refused_by_name(field, value):
     wrong: dict[str, Any] = {"seed": 0, "shape": (32, 32), field: value}
     with pytest.raises(ValueError, match=rf"{field} is .*; allowed: "):
         virtual_forest(**wrong)
+
+
+# Where a forest lies
+
+
+@given(st.lists(st.integers(0, 30) | st.integers(990, 1010) | st.integers(0, 10**7), unique=True, max_size=6))
+@settings(max_examples=10)
+def test_no_two_seeds_show_the_same_ground(seeds):
+    forests = [virtual_forest(seed, (16, 16), 5.0) for seed in seeds]
+    assert shared_grounds(forests) == [(number,) for number in range(len(seeds))]
+
+
+def test_a_seed_lies_at_one_place_in_every_pixel_size():
+    coarse, fine = virtual_forest(7, (16, 16), 2.0), virtual_forest(7, (16, 16), 0.5)
+    assert shared_grounds([coarse, fine]) == [(0, 1)]
+
+
+def test_a_raster_is_no_virtual_forest_wherever_it_lies(site):
+    assert is_virtual(site)
+    for grid in (Grid(1.0), Grid(1.0, 800_000.0, 9_999_999.0), Grid(1.0, 5e5, 5e6, "EPSG:32617")):
+        raster = Site("raster", site.dsm, site.chm, grid)
+        assert not is_virtual(raster)
+        assert shared_grounds([raster, site]) == [(0,), (1,)]
+
+
+# The canopy of a raster on virtual terrain
+
+
+@pytest.mark.parametrize("slope", [0.0, 10.0, 35.0])
+@pytest.mark.parametrize(("shape", "resolution"), [((200, 160), 1.0), ((96, 300), 0.5)])
+def test_a_canopy_is_put_on_smooth_terrain_of_the_slope_asked_for(slope, shape, resolution):
+    rng = np.random.default_rng(0)
+    chm = rng.uniform(0, 30, shape).astype(np.float32)  # as rough as can be
+    chm[5:9, 20:40] = np.nan
+    flat = Site("plot", chm, chm, Grid(resolution, 5e5, 5e6, "EPSG:32617"))
+    steep = put_on_terrain(flat, seed=4, slope=slope)
+    assert steep.chm.tobytes() == chm.tobytes()
+    np.testing.assert_array_equal(np.isnan(steep.dsm), np.isnan(chm))
+    assert (steep.name, steep.grid, steep.dsm.dtype) == ("plot", flat.grid, np.float32)
+    terrain = steep.dsm.astype(np.float64) - chm
+    inclination = slope_degrees(terrain, resolution)
+    assert np.nanmean(inclination) == pytest.approx(slope, rel=0.1, abs=0.05)
+    bend = np.abs(ndimage.laplace(terrain))[2:-2, 2:-2]
+    assert np.nanmax(bend) < 0.6  # m; the canopy steps by up to 30 m
+    # What stands on the terrain has no part in it.
+    other = put_on_terrain(Site("bare", chm * 0, chm * 0, flat.grid), seed=4, slope=slope)
+    np.testing.assert_allclose(terrain, other.dsm, atol=1e-3)
+
+
+def test_terrains_are_a_function_of_the_seed(site):
+    first, again, other = (put_on_terrain(site, seed, 20.0).dsm - site.chm for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", -1), ("slope", 61.0), ("shape", (8, 64)), ("resolution", 10.0)]
+)
+def test_terrains_that_cannot_be_made_are_refused_by_name(field, value):
+    wrong: dict[str, Any] = {"seed": 0, "slope": 10.0, "shape": (32, 32), "resolution": 1.0, field: value}
+    chm = np.zeros(wrong.pop("shape"), np.float32)
+    site = Site("plot", chm, chm, Grid(wrong.pop("resolution")))
+    with pytest.raises(ValueError, match=rf"{field} is .*; allowed: "):
+        put_on_terrain(site, **wrong)

@@ -19,8 +19,8 @@ RNG = np.random.default_rng(0)
 # Steps of 1/64 m, so that sums with whole metres are exact in float32.
 DSM = (RNG.integers(300 * 64, 330 * 64, (2, 16, 24, 1)) / 64).astype(np.float32)
 THRESHOLD = np.array([5.0, 20.0], np.float32)
-# Neither is 1 m, whose embedding is 0 where no threshold steers, so that FiLM learns nothing of it.
-RESOLUTION = np.array([0.5, 2.0], np.float32)
+# Not 1 m, whose embedding is 0 where no threshold steers, so that FiLM learns nothing of it.
+RESOLUTION = np.array([2.0, 2.0], np.float32)
 GAP = (DSM < 315).astype(np.float32)
 STEERED = {"unet_film", "unet_residual", "unet_attention", "unet_all_features", "deeplabv3_plus_film"}
 UNSTEERED = {"unet", "deeplabv3_plus"}
