@@ -1,5 +1,6 @@
 """Each feature of the training step, shown to act by a test that fails if it did nothing."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -304,8 +305,11 @@ def test_a_loss_of_probabilities_is_refused(state, config, data):
         evaluate(state, config, data.val, loss_fn=BCELoss(from_logits=False))
 
 
-def test_a_loss_of_heights_is_refused_for_a_network_of_gaps(state, config, data):
-    with pytest.raises(ValueError, match="UNet does not predict: take the model unet_regression"):
+@pytest.mark.parametrize(("name", "kind"), [("unet_film", "UNet"), ("unet_distribution", "DistributionUNet")])
+def test_a_loss_of_heights_is_refused_for_a_network_of_gaps(config, data, name, kind):
+    state = create_state(create_model_from_config(replace(config, model_name=name)), config)
+    said = f"which {kind} does not predict: take the model unet_regression"
+    with pytest.raises(ValueError, match=said):
         train(state, replace(config, loss_type="mse"), data)
 
 
@@ -383,10 +387,20 @@ def test_dropped_pixels_do_not_reach_the_loss_of_ones_own(state, config):
     assert losses[0]["loss"] == losses[1]["loss"]
 
 
-def test_a_setting_that_the_model_was_not_made_with_is_named(state, config, caplog):
+@pytest.mark.parametrize(
+    ("name", "value", "built"),
+    [
+        ("dropout", 0.3, r"0\.0"),
+        ("detrend", False, "True"),
+        ("opening_windows", (3, 9), r"\(5, 9, 17, 33, 65\)"),
+        ("height_scale", 5.0, r"10\.0"),
+    ],
+)
+def test_a_setting_that_the_model_was_not_made_with_is_named(state, config, caplog, name, value, built):
     recipe = make_recipe(replace(config, dropout=0.3), 1)
-    check_state(state, replace(config, dropout=0.3), recipe)
-    assert "dropout = 0.3 does not act: the model was made with 0.0" in caplog.text
+    check_state(state, replace(config, **{name: value}), recipe)
+    said = rf"{name} = {re.escape(repr(value))} does not act: the model was made with {built}"
+    assert re.search(said, caplog.text)
     caplog.clear()
     check_state(state, config, recipe)
     assert caplog.text == ""

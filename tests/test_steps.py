@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from forestgaps_jax import Batch, Config, TrainState
+from forestgaps_jax import Batch, Config, TrainState, predict
 from forestgaps_jax.loss import BCELoss
 from forestgaps_jax.recipe import Recipe, make_recipe
 from forestgaps_jax.steps import make_eval_step, make_train_step, predict_step, train_step
@@ -99,3 +100,62 @@ def test_fault_15_the_sigmoid_is_applied_once(state, batch):
     logits = 0.3 * np.asarray(batch.dsm, np.float64) - 0.2 * np.asarray(batch.threshold)[:, None, None, None]
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-logits)), rtol=1e-5)
     assert probability.dtype == jnp.float32
+
+
+# The size of a pixel
+
+RESOLUTION = np.float32([0.5, 1.0, 2.0])
+
+
+def told(params, model_state, dsm, threshold, rngs=None, train=False, resolution=None):
+    """A model whose logits are per metre of a pixel's side."""
+    side = jnp.ones_like(threshold) if resolution is None else resolution
+    logits, _ = linear(params, model_state, dsm, threshold)
+    return logits * side[:, None, None, None], model_state
+
+
+def anything(params, model_state, dsm, threshold, **options):
+    return told(params, model_state, dsm, threshold, **options)
+
+
+def logits_of(batch, side):
+    threshold = np.asarray(batch.threshold)
+    return (0.3 * np.asarray(batch.dsm, np.float64) - 0.2 * threshold[:, None, None, None]) * side
+
+
+@pytest.mark.parametrize("apply", [told, anything, linear])
+def test_predictions_are_told_the_size_of_a_pixel_where_the_model_takes_it(state, batch, apply):
+    state = replace(state, apply=apply)
+    side = 1.0 if apply is linear else RESOLUTION[:, None, None, None]
+    known = predict_step(state, batch.dsm, batch.threshold, jnp.asarray(RESOLUTION))
+    np.testing.assert_allclose(known, 1 / (1 + np.exp(-logits_of(batch, side))), rtol=1e-5)
+    unknown = predict_step(state, batch.dsm, batch.threshold)
+    np.testing.assert_allclose(unknown, 1 / (1 + np.exp(-logits_of(batch, 1.0))), rtol=1e-5)
+    np.testing.assert_array_equal(predict(state, batch.dsm, batch.threshold, RESOLUTION), known)
+    twice = predict(state, batch.dsm, batch.threshold, 2.0)
+    np.testing.assert_allclose(
+        twice, 1 / (1 + np.exp(-logits_of(batch, 1.0 if apply is linear else 2.0))), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("given", [RESOLUTION, None], ids=["told", "not told"])
+@pytest.mark.parametrize("apply", [told, anything, linear])
+def test_training_and_evaluation_are_told_the_size_of_a_pixel_by_the_batch(state, batch, apply, given):
+    state, batch = replace(state, apply=apply), replace(batch, resolution=given)
+    side = 1.0 if apply is linear or given is None else given[:, None, None, None]
+    mask, valid, z = np.asarray(batch.mask), np.asarray(batch.valid), logits_of(batch, side)
+    loss = np.sum(valid * (np.logaddexp(0, z) - mask * z)) / valid.sum()
+    _, _, logs = train_step(PLAIN)(state, Totals.zeros(THRESHOLDS), batch)
+    np.testing.assert_allclose(logs.loss, loss, rtol=1e-5)
+    evaluate = make_eval_step(BCELoss(), THRESHOLDS)
+    _, logs = evaluate(state, Totals.zeros(THRESHOLDS), batch, np.int32(0))
+    np.testing.assert_allclose(logs.loss, loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "error", "said"),
+    [(0.0, ValueError, "resolution = 0: .*above 0"), ("1 m", TypeError, "resolution = '1 m'")],
+)
+def test_a_pixel_without_a_size_is_refused_by_name(state, batch, resolution, error, said):
+    with pytest.raises(error, match=said):
+        predict(state, batch.dsm, batch.threshold, resolution)

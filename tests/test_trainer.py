@@ -93,6 +93,23 @@ def test_prediction_is_at_ten_metres_unless_told(trainer):
     assert bool(((one >= 0) & (one <= 1)).all())
 
 
+def test_prediction_is_told_the_size_of_a_pixel(config, data):
+    class Sided(nnx.Module):
+        """Its logit is the side of a pixel."""
+
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(()))
+
+        def __call__(self, dsm, threshold, rngs=None, train=False, resolution=None):
+            side = jnp.ones(len(dsm)) if resolution is None else resolution
+            return self.scale[...] * side[:, None, None, None] + 0.0 * dsm
+
+    trainer, dsm = Trainer(Sided(), config, data.train), np.zeros((2, 4, 4), np.float32)
+    for resolution, sides in ((None, [1.0, 1.0]), (2.0, [2.0, 2.0]), ([0.5, 3.0], [0.5, 3.0])):
+        found = trainer.predict(dsm, 5.0, resolution)[:, 0, 0, 0]
+        np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.array(sides))), rtol=1e-6)
+
+
 def test_the_test_is_that_of_evaluate(trainer, config, data):
     trainer.train()
     metrics = trainer.test()

@@ -104,6 +104,7 @@ class DistributionUNet(UNet):
         x, known, passage = self.begin(dsm, unsteered, rngs, train, drop_path_rate, resolution)
         windows, outputs = len(self.opening_windows), self.decode(x, known, passage)
         shares, correction, scale = jnp.split(outputs, (windows, windows + 1), axis=-1)
+        # The factors make shares and scale as quick to learn as the correction.
         opened = jnp.sum(jax.nn.softmax(3.0 * shares) * x[..., 1:], axis=-1, keepdims=True)
         median = self.height_scale * (opened + correction)
         if threshold is None:

@@ -101,6 +101,23 @@ def test_heights_of_a_regression_are_drawn_as_gaps(state, config, data, tmp_path
     assert thresholds == [5.0, 15.0]
 
 
+@pytest.mark.parametrize("heights", [False, True], ids=["gaps", "heights"])
+def test_tiles_are_drawn_with_the_size_of_their_pixels(state, config, tmp_path, monkeypatch, heights):
+    def apply(params, model_state, dsm, threshold, resolution=None):
+        """Gap, or lower than 5 m, where the pixel is wider than 1 m."""
+        wide = jnp.where(resolution[:, None, None, None] > 1.0, 1.0, -1.0) * jnp.ones_like(dsm)
+        return (5.0 - wide if heights else wide), model_state
+
+    shown, source = [], [batch([5.0, 5.0, 5.0]) | {"resolution": [2.0, 0.5, 1.5]}]
+    run = new_run(replace(state, apply=apply), replace(config, epochs=1), Data(source, source), tmp_path)
+    blank = figures.plot_history(run.history)
+    monkeypatch.setattr(figures, "plot_tiles", lambda *given: shown.append(given) or blank)
+    metrics = scores(regression={"rmse": 1.0}) if heights else scores()
+    drive(run, [VisualizationCallback(1, tiles=3)], [metrics])
+    ((_, _, probability, _, _),) = shown
+    assert (probability > 0.5).all(axis=(1, 2)).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("frequency", [0, 1])
 def test_the_confusion_matrix_is_drawn(state, config, tmp_path, frequency):
     run = new_run(state, replace(config, epochs=1), None, tmp_path, steps=1)
@@ -163,3 +180,11 @@ def test_tiles_of_a_sampler_are_its_own_and_spread_over_its_thresholds(data, cou
     assert set(chosen) <= known
     assert tiles.valid.any(axis=(1, 2, 3)).all()
     assert len(set(tiles.threshold.tolist())) == min(count, 2)
+
+
+def test_chosen_tiles_keep_the_size_of_their_pixels(data):
+    first = batch([20.0, 5.0, 10.0]) | {"resolution": [2.0, 0.5, 1.0]}
+    tiles = choose_tiles([first], 2)
+    assert (tiles.threshold.tolist(), tiles.resolution.tolist()) == ([5.0, 20.0], [0.5, 2.0])
+    assert choose_tiles([batch([5.0])], 1).resolution is None
+    assert choose_tiles(data.val, 3).resolution.tolist() == [1.0] * 3

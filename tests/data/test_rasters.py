@@ -12,7 +12,7 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as to_crs
 
 from forestgaps_jax.data.geotiff import write_geotiff
-from forestgaps_jax.data.rasters import read_dsm, read_site
+from forestgaps_jax.data.rasters import read_chm, read_dsm, read_site
 from forestgaps_jax.types import Grid
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -487,3 +487,58 @@ def test_a_real_coarser_chm_keeps_its_own_gaps():
     (dsm, _), (_, coarse) = real("bcts_050"), real("bcts_100")
     own = read_site(*real("bcts_100"))
     np.testing.assert_allclose(gap_fractions(read_site(dsm, coarse)), gap_fractions(own), atol=0.005)
+
+
+# Canopy heights alone
+
+
+def test_canopy_heights_alone_stand_on_flat_ground(tmp_path):
+    chm = CHM.copy()
+    chm[2, 3:5] = -9999
+    chm[0, 0], chm[0, 1] = -0.4, 3.4e38
+    site = read_chm(write(tmp_path / "plot_CHM.tif", chm, size=0.5, nodata=-9999))
+    unknown = (chm == -9999) | (chm > 1e38)
+    for heights in (site.dsm, site.chm):
+        np.testing.assert_array_equal(heights, np.where(unknown, np.nan, chm))
+        assert heights.dtype == np.float32
+    np.testing.assert_array_equal(site.valid, ~unknown)
+    assert (site.name, site.grid.resolution, site.grid.left, site.grid.top) == ("plot", 0.5, LEFT, TOP)
+    assert rasterio.CRS.from_wkt(site.grid.crs) == rasterio.CRS.from_epsg(32617)
+    assert read_chm(tmp_path / "plot_CHM.tif", name="mine").name == "mine"
+
+
+def test_canopy_heights_whose_rows_run_north_are_turned(tmp_path):
+    place = Affine(1, 0, LEFT, 0, 1, TOP - 8)
+    site = read_chm(write(tmp_path / "up.tif", CHM[::-1], place=place))
+    np.testing.assert_array_equal(site.chm, CHM)
+    assert site.grid.top == TOP
+
+
+def test_canopy_heights_are_bounded_as_those_of_a_pair(pair):
+    """No tree is 200 m high, though many a surface is."""
+    chm = CHM.copy()
+    chm[1, 1] = 200
+    paths = pair(chm=chm)
+    alone, of_pair = read_chm(paths[1]), read_site(*paths)
+    assert np.isnan(alone.chm[1, 1])
+    np.testing.assert_array_equal(alone.chm, of_pair.chm)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"crs": "EPSG:4326", "place": Affine(1e-5, 0, 8, 0, -1e-5, 47)}, "degrees"),
+        ({"place": Affine(1, 0, LEFT, 0, -2, TOP)}, "not square"),
+        ({"place": Affine.identity(), "crs": None}, "no place on the ground"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_canopy_heights_without_square_metres_are_refused(options, said, tmp_path):
+    with pytest.raises(ValueError, match=rf"plot_CHM\.tif.*{said}"):
+        read_chm(write(tmp_path / "plot_CHM.tif", CHM, **options))
+
+
+def test_a_missing_canopy_height_raster_is_named(tmp_path):
+    write(tmp_path / "plot_CHM.tif", CHM)
+    with pytest.raises(FileNotFoundError, match=r"plot_CMH\.tif: no such file.*plot_CHM\.tif"):
+        read_chm(tmp_path / "plot_CMH.tif")

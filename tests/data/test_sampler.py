@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from forestgaps_jax.data.augment import Augmentation
-from forestgaps_jax.data.sampler import Rasters, TileSampler
+from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler
 from forestgaps_jax.types import Grid, Sampler, Site
 
 SIZE, BATCH, THRESHOLDS = 4, 4, (5.0, 10.0, 15.0)
@@ -233,6 +233,69 @@ def test_batches_tell_the_pixel_of_their_site():
     factor = (zoomed.resolution / plain.resolution)[used]
     assert factor.min() >= 0.25
     assert factor.min() < factor.max() == 1
+
+
+# Drawing by site
+
+
+def draws_of(shares, batch_size, batches=400):
+    """Tile numbers of many batches, ``[batches, batch_size]``."""
+    keys = jax.random.split(jax.random.key(3), batches)
+    site_draw = SiteDraw.of(PLACES, np.array(shares))
+    return np.asarray(jax.jit(jax.vmap(lambda key: site_draw(key, batch_size)))(keys))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize(
+    "shares", [(0.2, 0.3, 0.5), (0.0, 0.9, 0.1), (0.6, 0.0, 0.4), (0.35, 0.65, 0.0), (0.0, 1.0, 0.0)]
+)
+def test_each_batch_has_the_share_of_each_site_but_for_less_than_a_tile(shares, batch_size):
+    site = PLACES[draws_of(shares, batch_size), 0]
+    for number, share in enumerate(shares):
+        found = np.sum(site == number, axis=1)
+        assert (np.abs(found - share * batch_size) < 1 + 1e-4).all()
+        rest = share * batch_size % 1.0  # of a tile more, in so many of the batches
+        spread = 5 * np.sqrt(rest * (1 - rest) / len(found)) + 1e-4
+        assert found.mean() == pytest.approx(share * batch_size, abs=spread)
+
+
+def test_tiles_of_a_site_are_drawn_evenly():
+    counts = np.bincount(draws_of((0.2, 0.3, 0.5), 60).ravel(), minlength=len(PLACES))
+    for number in range(3):
+        assert stats.chisquare(counts[PLACES[:, 0] == number]).pvalue > 1e-3
+
+
+def test_a_site_without_a_tile_is_passed_over():
+    places = PLACES[PLACES[:, 0] != 1]
+    site_draw = SiteDraw.of(places, np.array([0.5, 0.0, 0.5]))
+    assert set(places[np.asarray(site_draw(jax.random.key(0), 8)), 0]) == {0, 2}
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 1000])
+@pytest.mark.parametrize("shares", [(0.5, 0.5, 0.0), (0.2, 0.3, 0.5)])
+def test_the_highest_draw_there_is_falls_on_the_last_site_with_a_share(shares, batch_size, monkeypatch):
+    """``batch_size - 1 + draw`` rounds to ``batch_size`` in float32."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key: jnp.float32(1 - 2**-24))
+    drawn = np.asarray(SiteDraw.of(PLACES, np.array(shares))(jax.random.key(0), batch_size))
+    assert PLACES[drawn[-1], 0] == np.flatnonzero(shares)[-1]
+
+
+def test_a_sampler_that_draws_by_site_fills_every_batch_of_its_epoch():
+    sampler = replace(TURNED, draw=SiteDraw.of(PLACES, np.array([0.25, 0.0, 0.75])))
+    assert sampler.steps_per_epoch == TURNED.steps_per_epoch == 3
+    for epoch in range(3):
+        batch, used = epoch_of(sampler, epoch)
+        assert used.all()
+        assert_labels_true(batch, used)
+        assert [place[0] for place in places_of(batch)] == [0, 2, 2, 2] * 3
+    assert_equal(batch_of(sampler, 7), batch_of(replace(sampler, key=jax.random.key(0)), 7))
+    seen = {tuple(places_of(batch_of(sampler, step))) for step in range(6)}
+    assert len(seen) > 3
+
+
+def test_a_draw_by_site_is_nothing_to_evaluation():
+    drawn = replace(EVAL, draw=SiteDraw.of(PLACES, np.array([1.0, 0.0, 0.0])))
+    assert_equal(epoch_of(drawn, 0)[0], epoch_of(EVAL, 0)[0])
 
 
 def test_fewer_tiles_than_a_batch_make_one_batch():
