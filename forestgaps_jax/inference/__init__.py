@@ -11,6 +11,7 @@ from forestgaps_jax.inference.gaps import Gaps, extract_gaps
 from forestgaps_jax.inference.loading import load_run
 from forestgaps_jax.inference.mapping import Maps, predict_raster
 from forestgaps_jax.inference.polygons import gap_polygons, write_geopackage
+from forestgaps_jax.inference.sliding_window import sliding_window_inference
 from forestgaps_jax.inference.survey import format_gap_table, survey_gaps
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "predict_deviation",
     "predict_raster",
     "score_baselines",
+    "sliding_window_inference",
     "survey_gaps",
     "write_geopackage",
 ]

@@ -1,16 +1,13 @@
 """Maps of rasters in memory."""
 
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from forestgaps_jax.inference.sliding_window import predicted_strips
+from forestgaps_jax.inference.progress import progress_bar
+from forestgaps_jax.inference.strips import predicted_strips
 from forestgaps_jax.inference.windows import Windows, count_windows
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.types import SAME_THRESHOLD
@@ -138,18 +135,3 @@ def _whole(
             for out, part in zip(maps, (strip.probability, strip.deviation), strict=False):
                 out[order, rows] = part
     return maps[0], maps[1] if windows.samples else None
-
-
-@contextmanager
-def progress_bar(windows: int, shown: bool) -> Iterator[Any]:
-    """A bar over windows where someone watches; without tqdm what takes its place shows nothing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tqdm falls back to text where there are no widgets
-            from tqdm.auto import tqdm
-    except ImportError:
-        yield SimpleNamespace(update=lambda count: None)
-        return
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    with tqdm(total=windows, unit="window", disable=not (shown and watched), leave=False) as bar:
-        yield bar

@@ -12,7 +12,6 @@ import numpy as np
 
 from forestgaps_jax.data.geotiff import HeightFile
 from forestgaps_jax.figures.gap_map import plot_gap_map
-from forestgaps_jax.inference.arrays import progress_bar
 from forestgaps_jax.inference.geotiff import (
     CUT,
     DEVIATION,
@@ -24,7 +23,8 @@ from forestgaps_jax.inference.geotiff import (
     write_map,
 )
 from forestgaps_jax.inference.overview import Overview
-from forestgaps_jax.inference.sliding_window import Strip, predicted_strips
+from forestgaps_jax.inference.progress import progress_bar
+from forestgaps_jax.inference.strips import Strip, predicted_strips
 from forestgaps_jax.inference.windows import Windows, count_windows
 from forestgaps_jax.state import TrainState
 

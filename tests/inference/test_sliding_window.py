@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from forestgaps_jax import Config, create_model, create_state, predict
 from forestgaps_jax.data import virtual_forest
-from forestgaps_jax.inference import predict_array, predict_deviation
+from forestgaps_jax.inference import predict_array, predict_deviation, sliding_window_inference
 from forestgaps_jax.inference.passes import predict_windows, random_pass
-from forestgaps_jax.inference.sliding_window import predicted_strips
+from forestgaps_jax.inference.strips import predicted_strips
 from forestgaps_jax.inference.windows import Windows, count_windows, lay_windows
 from forestgaps_jax.state import TrainState, init_state
 
@@ -130,7 +130,7 @@ def test_holes_larger_than_windows_stay_and_the_windows_in_them_are_not_computed
         return predict_windows(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("forestgaps_jax.inference.sliding_window.predict_windows", predict_nothing)
+        patch.setattr("forestgaps_jax.inference.strips.predict_windows", predict_nothing)
         predict_array(IDENTITY, dsm, [5.0], tile_size=TILE, overlap=0.0, batch_size=1)
     assert len(seen) == 4 + 3  # of 16: the left column and the lowest row
     assert all(np.isfinite(tile).any() for tile in seen)
@@ -307,3 +307,80 @@ def test_random_passes_need_something_random(network, dsm):
         predict_deviation(network, dsm, [5.0], samples=1, tile_size=16)
     with pytest.raises(ValueError, match="needs a Flax NNX network"):
         predict_deviation(IDENTITY, dsm, [5.0], tile_size=16)
+
+
+# Any network, any number of classes
+
+
+def identity(params, windows):
+    """Every channel as it is, and their sum."""
+    return params["factor"] * jnp.concatenate([windows, windows.sum(axis=-1, keepdims=True)], axis=-1)
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 3), st.floats(0, 0.9))
+@settings(max_examples=20)
+def test_any_network_any_image_any_number_of_classes(height, width, channels, overlap):
+    image = np.stack([surface((height, width), seed, holes=0.0) for seed in range(channels)], axis=-1)
+    options = {"tile_size": TILE, "overlap": overlap, "batch_size": 4}
+    got = sliding_window_inference(identity, {"factor": 2.0}, image, **options)
+    expected = 2.0 * np.concatenate([image, image.sum(axis=-1, keepdims=True)], axis=-1)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_unknown_pixels_are_filled_for_the_network_and_stay_unknown():
+    image = surface((40, 37), holes=0.2)[..., None]
+    fewest = lambda params, windows: jnp.broadcast_to(  # noqa: E731
+        windows.min(axis=(1, 2, 3), keepdims=True), windows.shape
+    )
+    for fill in (0.0, -3.0):
+        got = sliding_window_inference(fewest, None, image, tile_size=TILE, fill=fill)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(image))
+        np.testing.assert_allclose(got[np.isfinite(image)], fill, atol=1e-6)
+
+
+def test_a_network_of_another_library_with_three_classes_is_blended_as_its_windows_are():
+    image = surface((16, 24), holes=0.0)[..., None]
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 1, 3)), jnp.float32)
+
+    def classify(params, windows):
+        logits = jax.lax.conv_general_dilated(
+            windows, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.nn.softmax(logits)
+
+    got = sliding_window_inference(classify, weights, image, tile_size=16)
+    left, right = (np.asarray(classify(weights, image[None, :, s : s + 16]))[0] for s in (0, 8))
+    hann = np.hanning(33)[1::2]
+    share = hann[8:] / (hann[8:] + hann[:8])
+    np.testing.assert_allclose(got[:, :8], left[:, :8], atol=1e-6)
+    middle = share[:, None] * left[:, 8:] + (1 - share)[:, None] * right[:, :8]
+    np.testing.assert_allclose(got[:, 8:16], middle, atol=1e-6)
+    np.testing.assert_allclose(got.sum(axis=-1), 1.0, atol=1e-6)
+
+
+def test_calls_of_one_network_share_one_compiled_function():
+    traces = []
+
+    def apply(params, windows):
+        traces.append(windows.shape)
+        return windows
+
+    for seed in range(3):
+        sliding_window_inference(apply, None, surface((40, 50 + seed), seed)[..., None], tile_size=TILE)
+    assert len(traces) <= 2  # to learn the number of classes, and to compile
+
+
+@pytest.mark.parametrize(
+    ("image", "apply", "options", "told"),
+    [
+        (np.zeros((4, 4)), identity, {}, r"must be \[height, width, channels\]"),
+        (np.zeros((0, 4, 1)), identity, {}, r"must be \[height, width, channels\]"),
+        (np.zeros((4, 4, 1)), identity, {"overlap": 1.0}, "overlap"),
+        (np.zeros((4, 4, 1)), identity, {"tile_size": 0}, "tile_size"),
+        (np.zeros((4, 4, 1)), lambda params, x: x[:, ::2], {}, r"must be \[batch, size, size, classes\]"),
+        (np.zeros((4, 4, 1)), lambda params, x: x[..., 0], {}, r"must be \[batch, size, size, classes\]"),
+    ],
+)
+def test_what_cannot_be_blended_is_refused(image, apply, options, told):
+    with pytest.raises(ValueError, match=told):
+        sliding_window_inference(apply, {"factor": 1.0}, image, **{"tile_size": 4} | options)
