@@ -62,7 +62,6 @@ def train_without(options: argparse.Namespace) -> None:
         dsm=tuple(f"{path}_DSM.tif" for path in paths),
         chm=tuple(f"{path}_CHM.tif" for path in paths),
         chm_only=tuple(str(options.data / "chm_only" / f"{name}.tif") for name in CANOPIES),
-        virtual_share=0.5,
         val_fraction=0.0,
         test_fraction=0.0,
     )

@@ -1,15 +1,19 @@
-"""Peak memory of `predict_raster` by the height of the raster, each in a process of its own.
+"""Time and peak memory of `predict_raster` by the size of the raster, each in a process of its own.
 
-    python benchmarks/mapping_memory.py [WIDTH] [ROWS ...]
+    python benchmarks/mapping_memory.py --width 4000 --rows 2000 4000 8000
+    python benchmarks/mapping_memory.py --width 20000 --rows 20000 --run runs/general
 
-The network is nothing but a sigmoid of the height, so what is measured is reading, cutting, blending and
-writing. "peak" is the largest resident set of the process (``ru_maxrss``), Python and jax included.
+Without a run, the network is nothing but a sigmoid of the height, so what is measured is reading, cutting,
+blending and writing. "peak" is the largest resident set of the process (``ru_maxrss``), Python and jax
+included.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,15 +21,38 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
-from forestgaps_jax import Config
-from forestgaps_jax.inference import predict_raster
+from forestgaps_jax import Config, TrainState
+from forestgaps_jax.inference import load_run, predict_raster
 from forestgaps_jax.state import init_state
 
-TILE, THRESHOLDS = 128, (5.0, 10.0, 15.0, 20.0)
+THRESHOLDS = (5.0, 10.0, 15.0, 20.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--width", type=int, default=4000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2000, 4000, 8000])
+    parser.add_argument("--run", help="a run folder, instead of the sigmoid")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        measure(options.rows[0], options.width, options.run)
+        return
+    for rows in options.rows:
+        run = ["--run", options.run] if options.run else []
+        size = ["--rows", str(rows), "--width", str(options.width)]
+        subprocess.run([sys.executable, __file__, "--alone", *size, *run], check=True)
 
 
 def sigmoid_of_height(params, model_state, dsm, threshold, rngs=None, train=False):
     return (threshold[:, None, None, None] - jnp.nan_to_num(dsm)) * params, model_state
+
+
+def network(run: str | None) -> tuple[TrainState, Config]:
+    if run:
+        return load_run(run, "last")
+    config = Config(tile_size=128, depth=1, thresholds=THRESHOLDS)
+    return init_state(sigmoid_of_height, jnp.ones(()), config), config
 
 
 def write_dsm(path: Path, rows: int, width: int) -> None:
@@ -40,24 +67,20 @@ def write_dsm(path: Path, rows: int, width: int) -> None:
             dataset.write(strip, window=window)
 
 
-def measure(rows: int, width: int) -> None:
+def measure(rows: int, width: int, run: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        write_dsm(Path(folder, "dsm.tif"), rows, width)
+        dsm = Path(folder, "dsm.tif")
+        write_dsm(dsm, rows, width)
+        state, config = network(run)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        config = Config(tile_size=TILE, depth=1, thresholds=THRESHOLDS)
-        state = init_state(sigmoid_of_height, jnp.ones(()), config)
-        maps = predict_raster(state, Path(folder, "dsm.tif"), out_folder=Path(folder, "maps"), config=config)
+        start = time.perf_counter()
+        maps = predict_raster(state, dsm, THRESHOLDS, Path(folder, "maps"), config=config)
+        seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        assert abs(maps.gap_shares[15.0] - 0.5) < 0.01
-    print(
-        f"{rows} x {width} px, {len(THRESHOLDS)} thresholds: peak {peak:.0f} MB ({before:.0f} before mapping)"
-    )
+        assert run or abs(maps.gap_shares[15.0] - 0.5) < 0.01
+    size = f"{rows} x {width} px, {len(THRESHOLDS)} thresholds"
+    print(f"{size}: {seconds:.0f} s, peak {peak:.0f} MB ({before:.0f} before mapping)", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        measure(int(sys.argv[2]), int(sys.argv[3]))
-    else:
-        width, *rows = [int(word) for word in sys.argv[1:]] or [4000]
-        for count in rows or (2000, 4000, 8000):
-            subprocess.run([sys.executable, __file__, "--one", str(count), str(width)], check=True)
+    main()

@@ -120,6 +120,11 @@ class Config(Settings, metaclass=_Checked):
             )
         if self.threshold_range and self.threshold_range[0] >= self.threshold_range[1]:
             raise ValueError(f"threshold_range = {self.threshold_range}: the first must be the lower")
+        if not self.threshold_range and self.thresholds_per_tile > len(heights):
+            raise ValueError(
+                f"thresholds_per_tile = {self.thresholds_per_tile}: there are {len(heights)} thresholds; "
+                "list more, or set threshold_range"
+            )
         if self.tile_size % 2**self.depth:
             raise ValueError(
                 f"tile_size = {self.tile_size} does not fit depth = {self.depth}: "

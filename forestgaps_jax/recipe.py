@@ -21,6 +21,7 @@ Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], optax.Grad
 """A transformation with its learning rate inside, or what makes one from a schedule, such as `optax.lion`."""
 
 _OUTSIDE_THE_STEP = {"name", "runs_dir", "seed", "dsm", "chm", "batch_size", "augment", "threshold_range"}
+_OUTSIDE_THE_STEP |= {"thresholds_per_tile"}
 _OUTSIDE_THE_STEP |= {"tile_size", "tile_overlap", "block_size", "min_valid_fraction", "split_buffer"}
 _OUTSIDE_THE_STEP |= {"val_fraction", "test_fraction", "figure_tiles", "gap_scores", "boundary_tolerance"}
 _OUTSIDE_THE_STEP |= {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}

@@ -40,6 +40,9 @@ class Settings:
     """Canopy heights (m) below which a pixel is gap: what is trained, and scored one by one."""
     threshold_range: tuple[Positive, Positive] | None = None
     """Train on thresholds drawn evenly between these two (m) instead of on the list."""
+    thresholds_per_tile: PositiveInt = 1
+    """Thresholds that a tile is asked for in one training step. unet_ground and unet_distribution compute
+    them in one pass, other networks in a pass each."""
     monitor_metric: str = "val_iou"
     """What makes a checkpoint the best: val_ or train_ and the name of a metric. Losses and error_rate
     are minimised, everything else is maximised."""
@@ -51,7 +54,8 @@ class Settings:
     features: PositiveInt = 32
     """Channels of the first level; each level down doubles them."""
     depth: PositiveInt = 4
-    """Times that the network halves the tile; the tile size must be a multiple of 2^depth."""
+    """Times that the network halves the tile; the tile size must be a multiple of 2^depth (of 4 * 2^depth for
+    unet_ground)."""
     norm: Literal["batch", "group", "adaptive"] = "batch"
     """Normalisation: BatchNorm, GroupNorm, or adaptive: BatchNorm for a batch_size of 16 or more, else
     GroupNorm."""
@@ -77,7 +81,8 @@ class Settings:
     detrend: bool = True
     """Take each tile's least-squares plane off, so that no tilt of the ground reaches the network."""
     opening_windows: tuple[Window, ...] = (5, 9, 17, 33, 65)
-    """Sides (px) of grey openings: the network also sees the surface above each of them."""
+    """Sides (px) of grey openings: the network also sees the surface above each of them. Those of unet_ground
+    are made of whole cells of 4 px."""
 
     dsm: tuple[str, ...] = ()
     """Surface rasters (GeoTIFF, metres), one a site. Empty: virtual forests are made."""

@@ -75,21 +75,23 @@ class NNXApply:
     Attributes:
         graphdef: the module without its arrays.
         takes_resolution: whether the module is told the ground size of a pixel.
+        several_thresholds: whether it answers several thresholds of a tile in one pass.
     """
 
     graphdef: nnx.GraphDef[nnx.Module]
     takes_resolution: bool = False
+    several_thresholds: bool = False
 
     def __call__(
         self,
         params: Any,
         model_state: Any,
         dsm: Float[Array, "batch height width 1"],
-        threshold: Float[Array, " batch"] | None,
+        threshold: Float[Array, " batch"] | Float[Array, "batch thresholds"] | None,
         rngs: nnx.Rngs | None = None,
         train: bool = False,
         **options: Any,
-    ) -> tuple[Float[Array, "batch height width 1"], Any]:
+    ) -> tuple[Float[Array, "batch height width thresholds"], Any]:
         """Logits, and the model state after the pass."""
         model: Any = nnx.merge(self.graphdef, params, model_state)
         logits = model(dsm, threshold, rngs=rngs, train=train, **options)
@@ -112,7 +114,11 @@ def create_state(
     graphdef, params, model_state = nnx.split(model, nnx.Param, ...)
     params, model_state = (nnx.to_pure_dict(part) for part in (params, model_state))
     return init_state(
-        NNXApply(graphdef, takes(type(model).__call__, "resolution")),
+        NNXApply(
+            graphdef,
+            takes(type(model).__call__, "resolution"),
+            getattr(model, "several_thresholds", False),
+        ),
         params,
         config,
         model_state=model_state,

@@ -41,7 +41,7 @@ def gap_shares(source: BatchSource, thresholds: Sequence[float]) -> dict[float, 
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _count(counts: ConfusionCounts, source: Any, position: Any, listed: tuple[float, ...]) -> ConfusionCounts:
-    batch = source.sample(position) if isinstance(source, Sampler) else source
+    batch = (source.sample(position) if isinstance(source, Sampler) else source).by_threshold()
     gap = jnp.asarray(batch.mask) > 0.5
     group = threshold_index(jnp.asarray(batch.threshold), listed)
     return counts.update(gap, gap, group=group, valid=jnp.asarray(batch.counted))

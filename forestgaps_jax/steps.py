@@ -14,7 +14,7 @@ from forestgaps_jax.loss import Loss
 from forestgaps_jax.recipe import Recipe
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.totals import Decisions, Totals, decide, decide_heights
-from forestgaps_jax.types import Batch, Sampler
+from forestgaps_jax.types import Batch, Sampler, one_a_sample
 
 
 class StepLogs(NamedTuple):
@@ -74,6 +74,7 @@ def train_step(recipe: Recipe) -> TrainStep:
         (loss, (output, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         logs = StepLogs(loss, optax.tree.norm(grads), _learning_rate(recipe, state))
         state = _updated(recipe, state, grads, model_state)
+        batch = _as_scored(recipe.loss, batch)
         decisions = _decide(recipe.loss, output, batch, recipe.thresholds)
         return state, totals.add(loss, output, batch, decisions, logs.grad_norm), logs
 
@@ -91,6 +92,7 @@ def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
     def step(state: TrainState, totals: Totals, source: Batch | Sampler, position: Array):
         batch = source.sample(position) if isinstance(source, Sampler) else source
         value, output, _ = _forward(loss, state, state.scored_params, state.loss_params, batch)
+        batch = _as_scored(loss, batch)
         decisions = _decide(loss, output, batch, thresholds)
         return totals.add(value, output, batch, decisions), EvalLogs(value, decisions)
 
@@ -116,9 +118,8 @@ def _forward(
     heights = predicts_heights(loss)
     if heights and batch.chm is None:
         raise ValueError("a loss of canopy height needs batches with chm, the true heights in metres")
-    threshold = None if heights else batch.threshold
-    options |= state.told(batch.resolution)
-    output, model_state = state.apply(params, state.model_state, batch.dsm, threshold, **options)
+    output, model_state = _network(state, params, batch, heights, options)
+    batch = _as_scored(loss, batch)
     also: dict[str, Any] = {}
     if getattr(loss, "learns", False):
         also["params"] = loss_params
@@ -126,6 +127,23 @@ def _forward(
         also["threshold"] = batch.threshold
     targets = batch.chm if heights else batch.mask
     return loss(output, targets, valid=batch.valid, **also), output, model_state
+
+
+def _network(
+    state: TrainState, params: Any, batch: Batch, heights: bool, options: dict[str, Any]
+) -> tuple[Array, Any]:
+    """Canopy heights of each tile, or logits of each tile's thresholds, as one sample each."""
+    if not (heights or getattr(state.apply, "several_thresholds", False)):
+        batch = batch.by_threshold()
+    threshold = None if heights else batch.threshold
+    options = options | state.told(batch.resolution)
+    output, model_state = state.apply(params, state.model_state, batch.dsm, threshold, **options)
+    return output if heights else one_a_sample(output), model_state
+
+
+def _as_scored(loss: Loss, batch: Batch) -> Batch:
+    """One threshold a sample; heights are of tiles, whatever thresholds these come with."""
+    return batch if predicts_heights(loss) else batch.by_threshold()
 
 
 def _decide(loss: Loss, output: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:

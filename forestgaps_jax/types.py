@@ -91,16 +91,17 @@ class Batch:
 
     Attributes:
         dsm: ``[batch, height, width, 1]`` surface height, metres; NaN where not known.
-        mask: ``[batch, height, width, 1]`` 1 where the canopy is lower than the threshold, else 0.
-        threshold: ``[batch]`` canopy height below which a pixel is gap, metres.
+        mask: ``[batch, height, width, thresholds]`` 1 where the canopy is lower than the threshold, else 0.
+        threshold: ``[batch]`` canopy height below which a pixel is gap, metres; or ``[batch, thresholds]``,
+            where a sampler asks for several of a tile.
         valid: ``[batch, height, width, 1]`` which pixels count; None for all.
         chm: ``[batch, height, width, 1]`` canopy height, metres, for those who regress it; None if not known.
         resolution: ``[batch]`` ground size of a pixel's side, metres; None if not known.
     """
 
     dsm: Float[Array | np.ndarray, "batch height width 1"]
-    mask: Float[Array | np.ndarray, "batch height width 1"]
-    threshold: Float[Array | np.ndarray, " batch"]
+    mask: Float[Array | np.ndarray, "batch height width thresholds"]
+    threshold: Float[Array | np.ndarray, " batch"] | Float[Array | np.ndarray, "batch thresholds"]
     valid: Bool[Array | np.ndarray, "batch height width 1"] | None = None
     chm: Float[Array | np.ndarray, "batch height width 1"] | None = None
     resolution: Float[Array | np.ndarray, " batch"] | None = None
@@ -109,6 +110,30 @@ class Batch:
     def counted(self) -> Any:
         """``valid``, or True everywhere, as an array of the same kind as the others."""
         return np.ones(self.dsm.shape, bool) if self.valid is None else self.valid
+
+    def by_threshold(self) -> "Batch":
+        """The batch with one threshold a sample: a tile that is asked for several comes once for each.
+
+        >>> tile, heights = np.zeros((1, 2, 2, 1), np.float32), np.array([[5.0, 10.0]], np.float32)
+        >>> batch = Batch(tile, np.zeros((1, 2, 2, 2), np.float32), heights).by_threshold()
+        >>> batch.dsm.shape, batch.mask.shape, batch.threshold.tolist()
+        ((2, 2, 2, 1), (2, 2, 2, 1), [5.0, 10.0])
+        """
+        if self.threshold.ndim == 1:
+            return self
+        count = self.threshold.shape[1]
+
+        def each(values: Any) -> Any:
+            return None if values is None else values.repeat(count, axis=0)
+
+        shared = {name: each(getattr(self, name)) for name in ("dsm", "valid", "chm", "resolution")}
+        return Batch(mask=one_a_sample(self.mask), threshold=self.threshold.reshape(-1), **shared)
+
+
+def one_a_sample(images: Any) -> Any:
+    """Images ``[batch, height, width, thresholds]`` as ``[samples, height, width, 1]``, tile by tile."""
+    batch, height, width, count = images.shape
+    return images.transpose(0, 3, 1, 2).reshape(batch * count, height, width, 1)
 
 
 @runtime_checkable

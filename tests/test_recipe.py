@@ -20,6 +20,7 @@ from forestgaps_jax.state import init_state
 from forestgaps_jax.statistics import gap_shares
 from forestgaps_jax.steps import make_train_step, train_step
 from forestgaps_jax.totals import Totals
+from forestgaps_jax.types import pytree_dataclass
 
 THRESHOLDS = (5.0, 15.0)
 SETTINGS = Config(
@@ -206,6 +207,32 @@ def test_gap_shares_of_batches_leave_out_what_is_not_valid_and_not_listed():
     gap = sum(np.sum(b.mask[::2] * b.valid[::2]) for b in batches)
     assert shares[5.0] == pytest.approx(gap / sum(np.sum(b.valid[::2]) for b in batches))
     assert np.isnan(shares[9.0])
+
+
+@pytree_dataclass
+class Repeated:
+    """A sampler that gives the same batch at each step."""
+
+    batch: Batch
+
+    @property
+    def steps_per_epoch(self):
+        return 2
+
+    def sample(self, step):
+        return self.batch
+
+
+def test_gap_shares_of_a_sampler_count_each_of_a_tiles_thresholds(data, config):
+    batch = new_batch(0, 4)
+    masks = np.concatenate([batch.mask, 1 - batch.mask], axis=-1)
+    heights = np.tile(np.float32([15.0, 5.0]), (4, 1))
+    shares = gap_shares(Repeated(jax.tree.map(jnp.asarray, Batch(batch.dsm, masks, heights))), THRESHOLDS)
+    gap = float(batch.mask.mean())
+    expected = {15.0: gap, 5.0: 1 - gap}
+    assert shares == pytest.approx(expected, rel=1e-5)
+    drawn = replace(data.train, thresholds_per_tile=2)
+    assert gap_shares(drawn, config.thresholds) == gap_shares(data.train, config.thresholds)
 
 
 def test_use_threshold_weights_needs_nothing_else(config, data, caplog):

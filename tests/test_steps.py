@@ -7,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from forestgaps_jax import Batch, Config, TrainState, predict
-from forestgaps_jax.loss import BCELoss
+from forestgaps_jax import Batch, Config, TrainState, create_state, evaluate, predict
+from forestgaps_jax.data import create_data
+from forestgaps_jax.loss import BCELoss, MAELoss, create_loss_function, weigh_by_threshold
+from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.recipe import Recipe, make_recipe
 from forestgaps_jax.steps import make_eval_step, make_train_step, predict_step, train_step
 from forestgaps_jax.totals import Totals
@@ -159,3 +161,136 @@ def test_training_and_evaluation_are_told_the_size_of_a_pixel_by_the_batch(state
 def test_a_pixel_without_a_size_is_refused_by_name(state, batch, resolution, error, said):
     with pytest.raises(error, match=said):
         predict(state, batch.dsm, batch.threshold, resolution)
+
+
+# Several thresholds a tile
+
+SEVERAL = np.float32([[5.0, 2.0], [15.0, 3.0], [7.0, 5.0]])
+
+
+def of_each(batch, heights=SEVERAL):
+    """A batch at several thresholds, and the same with one threshold a sample, by hand."""
+    rng = np.random.default_rng(1)
+    dsm, valid = np.asarray(batch.dsm), np.asarray(batch.valid)
+    masks = (rng.random((*dsm.shape[:3], heights.shape[1])) < 0.4).astype(np.float32)
+    chm = rng.uniform(0, 20, dsm.shape).astype(np.float32)
+    each = [(tile, number) for tile in range(len(dsm)) for number in range(heights.shape[1])]
+    flat = Batch(
+        np.stack([dsm[tile] for tile, _ in each]),
+        np.stack([masks[tile, ..., [number]].transpose(1, 2, 0) for tile, number in each]),
+        np.stack([heights[place] for place in each]),
+        np.stack([valid[tile] for tile, _ in each]),
+        np.stack([chm[tile] for tile, _ in each]),
+        np.stack([RESOLUTION[tile] for tile, _ in each]),
+    )
+    several = Batch(dsm, masks, heights, valid, chm, RESOLUTION)
+    return jax.tree.map(jnp.asarray, (several, flat))
+
+
+def assert_close(found, expected, **tolerance):
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, **tolerance)
+
+
+def keyless(state):
+    return state.params, state.model_state, state.opt_state, state.step
+
+
+def test_several_thresholds_of_a_tile_train_as_the_tile_at_each(state, batch):
+    state = replace(state, apply=told)
+    (new, totals, logs), (expected, of_flat, flat_logs) = (
+        train_step(PLAIN)(state, Totals.zeros(THRESHOLDS), source) for source in of_each(batch)
+    )
+    assert_close((keyless(new), totals, logs.loss), (keyless(expected), of_flat, flat_logs.loss), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [BCELoss(), MAELoss()], ids=["gaps", "heights"])
+def test_several_thresholds_of_a_tile_are_evaluated_as_the_tile_at_each(state, batch, loss):
+    def heights_or_logits(params, model_state, dsm, threshold, **options):
+        height = params["w"] * dsm + 10.0
+        return height if threshold is None else threshold[:, None, None, None] - height, model_state
+
+    state, heights = replace(state, apply=heights_or_logits), isinstance(loss, MAELoss)
+    several, flat = of_each(batch)
+    expected_of = replace(several, threshold=several.threshold[:, 0], mask=several.mask[..., :1])
+    (totals, logs), (expected, expected_logs) = (
+        make_eval_step(loss, THRESHOLDS)(
+            state, Totals.zeros(THRESHOLDS, histogram=True, heights=heights), source, np.int32(0)
+        )
+        for source in (several, expected_of if heights else flat)
+    )
+    assert_close((totals, logs), (expected, expected_logs), rtol=1e-6)
+
+
+def test_heights_are_trained_on_each_tile_once_however_many_thresholds_it_comes_with(state, batch):
+    def heights(params, model_state, dsm, threshold, rngs=None, train=False):
+        assert threshold is None
+        return params["w"] * dsm + params["b"], model_state
+
+    state, recipe = replace(state, apply=heights), replace(PLAIN, loss=MAELoss())
+    several, _ = of_each(batch)
+    one = replace(several, threshold=several.threshold[:, 0], mask=several.mask[..., :1])
+    found, expected = (
+        train_step(recipe)(state, Totals.zeros(THRESHOLDS, heights=True), source) for source in (several, one)
+    )
+    assert_close((keyless(found[0]), *found[1:]), (keyless(expected[0]), *expected[1:]), rtol=1e-6)
+    assert int(found[1].pixels) == batch.valid.sum()
+
+
+@pytest.fixture(scope="module")
+def drawn(sites):
+    """Settings with several thresholds a tile, and their samplers."""
+    config = Config(
+        batch_size=4, features=4, depth=1, tile_size=16, split_buffer=0.0, thresholds=THRESHOLDS,
+        threshold_range=(2.0, 25.0), thresholds_per_tile=3, opening_windows=(5, 17), learning_rate=1e-2,
+        use_progress_bar=False,
+    )  # fmt: skip
+    return config, create_data(sites, config)
+
+
+def test_a_network_of_one_pass_learns_what_a_pass_for_each_threshold_teaches(drawn):
+    config, data = drawn
+    config = replace(config, model_name="unet_ground")
+    state = create_state(create_model_from_config(config), config)
+    state = replace(state, opt_state=optax.sgd(1.0).init(state.params))
+    passes = []
+
+    def hidden(params, model_state, dsm, threshold, **options):
+        passes.append((dsm.shape[0], threshold.shape))
+        return state.apply(params, model_state, dsm, threshold, **options)
+
+    def shown(*arguments, **options):
+        return hidden(*arguments, **options)
+
+    shown.several_thresholds = state.apply.several_thresholds
+
+    loss = weigh_by_threshold(create_loss_function(config), {5.0: 1.5, 15.0: 0.5})
+    recipe = replace(PLAIN, loss=loss, optimizer=optax.sgd(1.0))
+    step = jax.jit(train_step(recipe))
+    (one, totals, logs), (each, of_each, each_logs) = (
+        step(start, Totals.zeros(THRESHOLDS), data.train)
+        for start in (replace(state, apply=apply) for apply in (shown, hidden))
+    )
+    assert passes == [(4, (4, 3)), (12, (12,))]
+    assert int(totals.pixels) > 0
+    np.testing.assert_allclose(logs.loss, each_logs.loss, rtol=1e-5)
+    np.testing.assert_allclose(logs.grad_norm, each_logs.grad_norm, rtol=1e-4)
+    assert_close(totals, of_each, rtol=1e-5)
+    assert_close(one.params, each.params, atol=1e-5, rtol=1e-4)
+    assert_close(one.model_state, each.model_state, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["unet_film", "unet_ground"])
+def test_networks_train_and_are_scored_on_several_thresholds_a_tile(drawn, name):
+    config, data = drawn
+    config = replace(config, model_name=name)
+    state = create_state(create_model_from_config(config), config)
+    step, losses = make_train_step(make_recipe(config, data.train.steps_per_epoch)), []
+    for _ in range(24):
+        state, totals, logs = step(state, Totals.zeros(THRESHOLDS), data.train)
+        losses.append(float(logs.loss))
+    assert totals.counts.to_numpy().sum() == int(totals.pixels)
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    # The training tiles too can be scored, at the thresholds that they are drawn with.
+    scored = evaluate(state, config, data.train)
+    assert np.isfinite(scored["loss"])

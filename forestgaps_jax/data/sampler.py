@@ -103,6 +103,7 @@ class TileSampler:
         batch_size: tiles in a batch.
         thresholds: canopy heights, metres.
         threshold_range: draw training thresholds evenly from here instead; metres.
+        thresholds_per_tile: how many are drawn for a training tile, all different.
         shuffle: a training sampler.
         augmentation: what happens to training tiles; None for nothing.
         draw: how training tiles are drawn by site; None: each comes once an epoch.
@@ -115,6 +116,7 @@ class TileSampler:
     batch_size: int = field(metadata={"static": True})
     thresholds: tuple[float, ...] = field(metadata={"static": True})
     threshold_range: tuple[float, float] | None = field(default=None, metadata={"static": True})
+    thresholds_per_tile: int = field(default=1, metadata={"static": True})
     shuffle: bool = field(default=False, metadata={"static": True})
     augmentation: Augmentation | None = field(default=None, metadata={"static": True})
     draw: SiteDraw | None = None
@@ -157,24 +159,35 @@ class TileSampler:
             tiles, resolution = self.augmentation(tiles, resolution, augment_key)
         return _label(tiles, resolution, self._draw_thresholds(threshold_key), used)
 
-    def _draw_thresholds(self, key: PRNGKeyArray) -> Float[Array, " batch"]:
-        if self.threshold_range is None:
-            return jax.random.choice(key, jnp.asarray(self.thresholds, jnp.float32), (self.batch_size,))
-        low, high = self.threshold_range
-        return jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
+    def _draw_thresholds(
+        self, key: PRNGKeyArray
+    ) -> Float[Array, " batch"] | Float[Array, "batch thresholds"]:
+        count, listed = self.thresholds_per_tile, jnp.asarray(self.thresholds, jnp.float32)
+        if self.threshold_range is not None:
+            low, high = self.threshold_range
+            if count == 1:
+                return jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
+            # One from each of equal parts of the range.
+            part = jnp.arange(count) + jax.random.uniform(key, (self.batch_size, count))
+            return low + (high - low) / count * part
+        if count == 1:
+            return jax.random.choice(key, listed, (self.batch_size,))
+        keys = jax.random.split(key, self.batch_size)
+        return jax.vmap(lambda key: jax.random.choice(key, listed, (count,), replace=False))(keys)
 
 
 def _label(
     tiles: Float[Array, "batch size size 2"],
     resolution: Float[Array, " batch"],
-    threshold: Float[Array, " batch"],
+    threshold: Float[Array, " batch"] | Float[Array, "batch thresholds"],
     used: Bool[Array, " batch"],
 ) -> Batch:
     tiles = jnp.where(used[:, None, None, None], tiles, jnp.nan)
     dsm, chm = tiles[..., :1], tiles[..., 1:]
+    heights = threshold.reshape(threshold.shape[0], 1, 1, -1)
     return Batch(
         dsm=dsm,
-        mask=(chm < threshold[:, None, None, None]).astype(jnp.float32),
+        mask=(chm < heights).astype(jnp.float32),
         threshold=threshold,
         valid=jnp.isfinite(dsm) & jnp.isfinite(chm),
         chm=chm,

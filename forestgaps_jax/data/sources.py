@@ -142,6 +142,7 @@ def _sampler(
         batch_size=config.batch_size,
         thresholds=config.thresholds,
         threshold_range=config.threshold_range if shuffle else None,
+        thresholds_per_tile=config.thresholds_per_tile if shuffle else 1,
         shuffle=shuffle,
         augmentation=Augmentation.from_config(config) if shuffle else None,
         draw=draw,

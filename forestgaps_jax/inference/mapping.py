@@ -13,6 +13,7 @@ from forestgaps_jax.inference.arrays import check_thresholds
 from forestgaps_jax.inference.domain import warn_of_unfamiliar
 from forestgaps_jax.inference.loading import load_run
 from forestgaps_jax.inference.map_files import MapFiles, MapJob, write_maps
+from forestgaps_jax.inference.passes import check_windows
 from forestgaps_jax.inference.windows import Windows
 from forestgaps_jax.state import TrainState
 
@@ -85,8 +86,7 @@ def predict_raster(
         state, config = load_run(Path(model), checkpoint)
         origin = Path(model).resolve().name
     windows = Windows(tile_size or config.tile_size, overlap, batch_size or config.batch_size, flips, samples)
-    if windows.tile_size % 2**config.depth:
-        raise ValueError(f"tile_size = {windows.tile_size}: must be a multiple of {2**config.depth}")
+    check_windows(state, windows)
     heights = [float(height) for height in check_thresholds(thresholds or config.thresholds)]
     with open_heights(dsm_path) as dsm:
         resolution = dsm.grid().resolution

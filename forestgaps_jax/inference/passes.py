@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from forestgaps_jax.data.augment import turn
+from forestgaps_jax.inference.windows import Windows
 from forestgaps_jax.layers.norm import Modulation, Norm
 from forestgaps_jax.state import NNXApply, TrainState
 
@@ -131,6 +132,23 @@ def random_pass(
     dropout, drop_path = jax.random.split(key)
     rngs = nnx.Rngs(dropout=dropout, drop_path=drop_path)
     return model(dsm, threshold, rngs=rngs, train=True, **told)
+
+
+def check_windows(state: TrainState, windows: Windows) -> None:
+    """Ask a network for its answer to a batch of windows, in shapes alone, before anything is computed.
+
+    Raises:
+        ValueError: a window that the network does not take, or random passes where nothing is random.
+    """
+    check_samples(state, windows.samples)
+    size, batch = windows.tile_size, windows.batch_size
+    dsm, heights = jnp.zeros((batch, size, size, 1)), jnp.ones(batch)
+    try:
+        jax.eval_shape(
+            lambda: state.apply(state.params, state.model_state, dsm, heights, **state.told(heights))
+        )
+    except ValueError as error:
+        raise ValueError(f"tile_size = {size}: {error}") from None
 
 
 def check_samples(state: TrainState, samples: int) -> None:

@@ -2,6 +2,7 @@
 
 from forestgaps_jax.models.canopy_height import DistributionUNet, RegressionUNet
 from forestgaps_jax.models.deeplab import DeepLabV3Plus
+from forestgaps_jax.models.ground import GroundUNet
 from forestgaps_jax.models.height import normalize_height
 from forestgaps_jax.models.registry import MODELS, create_model, create_model_from_config
 from forestgaps_jax.models.summary import model_summary, parameter_count
@@ -11,6 +12,7 @@ __all__ = [
     "MODELS",
     "DeepLabV3Plus",
     "DistributionUNet",
+    "GroundUNet",
     "RegressionUNet",
     "UNet",
     "create_model",

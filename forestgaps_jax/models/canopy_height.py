@@ -75,6 +75,8 @@ class DistributionUNet(UNet):
     True
     """
 
+    several_thresholds = True
+
     def __init__(self, *, opening_windows: Sequence[int] = OPENING_WINDOWS, rngs: nnx.Rngs, **options: Any):
         if not opening_windows:
             raise ValueError("opening_windows is empty: unet_distribution mixes openings, give one or more")
@@ -90,25 +92,38 @@ class DistributionUNet(UNet):
     def __call__(
         self,
         dsm: Float[Array, "batch height width 1"],
-        threshold: Float[Array, " batch"] | None = None,
+        threshold: Float[Array, " batch"] | Float[Array, "batch thresholds"] | None = None,
         rngs: nnx.Rngs | None = None,
         train: bool = False,
         drop_path_rate: Rate | None = None,
         resolution: Float[Array, " batch"] | None = None,
-    ) -> Float[Array, "batch height width 1"]:
-        """Logits that the canopy is lower than the threshold; without one, the median height, metres.
+    ) -> Float[Array, "batch height width thresholds"]:
+        """Logits that the canopy is lower than the thresholds; without one, the median height, metres.
 
-        Arguments as in `UNet`.
+        Arguments as in `UNet`, but that a sample may have several thresholds.
         """
-        unsteered = jnp.zeros(dsm.shape[0]) if threshold is None else jnp.zeros_like(threshold)
+        unsteered = jnp.zeros_like(self.check(dsm, threshold))
         x, known, passage = self.begin(dsm, unsteered, rngs, train, drop_path_rate, resolution)
         windows, outputs = len(self.opening_windows), self.decode(x, known, passage)
         shares, correction, scale = jnp.split(outputs, (windows, windows + 1), axis=-1)
-        # The factors make shares and scale as quick to learn as the correction.
+        # The factor makes shares as quick to learn as the correction.
         opened = jnp.sum(jax.nn.softmax(3.0 * shares) * x[..., 1:], axis=-1, keepdims=True)
         median = self.height_scale * (opened + correction)
-        if threshold is None:
-            return median
-        return (threshold[:, None, None, None] - median) / (
-            jax.nn.softplus(2.0 * scale + 1.0) + _SMALLEST_SCALE
-        )
+        return median if threshold is None else logistic_logits(threshold, median, scale)
+
+
+def logistic_logits(
+    threshold: Float[Array, " batch"] | Float[Array, "batch thresholds"],
+    median: Float[Array, "batch height width 1"],
+    scale: Float[Array, "batch height width 1"],
+) -> Float[Array, "batch height width thresholds"]:
+    """Logits that a logistic canopy height is below thresholds.
+
+    Args:
+        threshold: one or several a sample, metres.
+        median: of the distribution, metres.
+        scale: what a network gives for the distribution's scale: any number.
+    """
+    heights = threshold.reshape(threshold.shape[0], 1, 1, -1)
+    # The factor makes the scale as quick to learn as the median.
+    return (heights - median) / (jax.nn.softplus(2.0 * scale + 1.0) + _SMALLEST_SCALE)

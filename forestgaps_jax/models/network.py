@@ -61,10 +61,13 @@ class Network(nnx.Module):
     """Base of the networks.
 
     Attributes:
+        several_thresholds: it takes ``[batch, thresholds]`` too, and gives a channel for each, in one pass.
         stride: height and width of a tile must be multiples of it.
         embed: embedding of the threshold; None for a network that ignores it.
         film: steering by the embedding; None likewise.
     """
+
+    several_thresholds = False
 
     def __init__(
         self,
@@ -104,28 +107,47 @@ class Network(nnx.Module):
         Raises:
             ValueError: the tile or the threshold has not the shape, or the threshold is missing.
         """
-        threshold = self._check(dsm, threshold)
+        threshold = self.check(dsm, threshold)
         x, threshold, known = normalize_height(dsm, threshold, self.height_scale)
         x = surface_channels(x, known, self.detrend, self.opening_windows)
+        return x, known, self.passage(threshold, resolution, rngs, train, drop_path_rate)
+
+    def passage(
+        self,
+        threshold: Float[Array, " batch"],
+        resolution: Float[Array, " batch"] | None,
+        rngs: nnx.Rngs | None,
+        train: bool,
+        drop_path_rate: Rate | None,
+    ) -> Passage:
+        """How to go through the blocks, steered by a scaled threshold and the side of a pixel, metres."""
         resolution = jnp.ones_like(threshold) if resolution is None else resolution
         steer = (
             iter(self.film(self.embed(threshold, resolution))) if self.film and self.embed else repeat(None)
         )
         rate = self.drop_path_rate if drop_path_rate is None else drop_path_rate
-        return x, known, Passage(rngs, train, rate, steer, self.remat)
+        return Passage(rngs, train, rate, steer, self.remat)
 
-    def _check(self, dsm: Array, threshold: Array | None) -> Array:
+    def check(self, dsm: Array, threshold: Array | None) -> Array:
+        """Refuse what is no tile, or thresholds that do not fit; the first of each sample, or 0 without.
+
+        Raises:
+            ValueError: the tile or the threshold has not the shape, or the threshold is missing.
+        """
         if dsm.ndim != 4 or dsm.shape[-1] != 1:
             hint = "; transpose it by (0, 2, 3, 1)" if dsm.ndim == 4 and dsm.shape[1] == 1 else ""
             raise ValueError(f"dsm has shape {dsm.shape}: must be [batch, height, width, 1]{hint}")
         if dsm.shape[1] % self.stride or dsm.shape[2] % self.stride:
             raise ValueError(
                 f"tile of {dsm.shape[1]} x {dsm.shape[2]} px: both must be multiples of {self.stride}, "
-                "since the network halves them that often; pad the tile with NaN or choose another depth"
+                "the network's stride; pad the tile with NaN or choose another depth"
             )
-        if threshold is None and self.embed is None:
+        if threshold is None and (self.embed is None or self.several_thresholds):
             return jnp.zeros(dsm.shape[0])
-        if threshold is None or threshold.shape != dsm.shape[:1]:
+        first = threshold
+        if threshold is not None and threshold.ndim == 2 and threshold.shape[1] and self.several_thresholds:
+            first = threshold[:, 0]
+        if first is None or first.shape != dsm.shape[:1]:
             given = None if threshold is None else threshold.shape
             raise ValueError(f"threshold has shape {given}: must be {dsm.shape[:1]}, one height a sample")
-        return threshold
+        return first

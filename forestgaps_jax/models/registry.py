@@ -11,6 +11,7 @@ from flax import nnx
 from forestgaps_jax.config import Config
 from forestgaps_jax.models.canopy_height import DistributionUNet, RegressionUNet
 from forestgaps_jax.models.deeplab import DeepLabV3Plus
+from forestgaps_jax.models.ground import GroundUNet
 from forestgaps_jax.models.unet import UNet
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -21,6 +22,7 @@ MODELS: dict[str, Callable[..., nnx.Module]] = {
     "unet_all_features": partial(UNet, film=True, block="residual", cbam=True),
     "unet_regression": RegressionUNet,
     "unet_distribution": DistributionUNet,
+    "unet_ground": GroundUNet,
     "deeplabv3_plus": partial(DeepLabV3Plus, film=False),
     "deeplabv3_plus_film": partial(DeepLabV3Plus, film=True),
 }
@@ -76,14 +78,15 @@ def create_model_from_config(config: Config) -> nnx.Module:
     """The network that ``config`` describes, initialised from ``config.seed``.
 
     Raises:
-        ValueError: no network of this name, or one that predicts no heights for a loss on heights.
+        ValueError: no network of this name, or one that predicts no heights for a loss on heights, or whose
+            stride does not fit the tiles.
     """
     if config.loss_type in REGRESSION_LOSSES and config.model_name != "unet_regression":
         raise ValueError(
             f"loss_type = {config.loss_type!r} compares canopy heights, which model_name = "
             f"{config.model_name!r} does not predict: choose model_name = 'unet_regression' or another loss"
         )
-    return create_model(
+    model = create_model(
         config.model_name,
         rngs=nnx.Rngs(config.seed),
         features=config.features,
@@ -99,3 +102,10 @@ def create_model_from_config(config: Config) -> nnx.Module:
         remat=config.remat,
         spectral_norm=config.spectral_norm,
     )
+    stride = getattr(model, "stride", 1)
+    if config.tile_size % stride:
+        raise ValueError(
+            f"tile_size = {config.tile_size} does not fit model_name = {config.model_name!r} with depth = "
+            f"{config.depth}: must be a multiple of {stride}"
+        )
+    return model

@@ -40,8 +40,13 @@ class UNet(Network):
         spectral_norm: divide each convolution's kernel by its largest singular value.
         rngs: the ``params`` stream initialises the weights; no random state is kept.
 
+    Attributes:
+        cell: side of what the first block sees as one pixel.
+
     Source: Ronneberger et al. 2015, U-Net, arXiv:1505.04597.
     """
+
+    cell = 1
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class UNet(Network):
         channels = [features * 2**level for level in range(depth + 1)]
         super().__init__(
             layers,
-            stride=2**depth,
+            stride=self.cell * 2**depth,
             steered=[c for c in (*channels, *reversed(channels[:-1])) for _ in range(2)] if film else None,
             dropout=dropout,
             drop_path_rate=drop_path_rate,
@@ -84,7 +89,7 @@ class UNet(Network):
             share = (level + 1) / (depth + 1)
             return BLOCKS[block](channels_in, channels[level], layers, share=share, cbam=cbam, entry=entry)
 
-        incoming = [1 + len(opening_windows), *channels]
+        incoming = [self.inputs, *channels]
         *encoder, bottom = (make(incoming[level], level, level == 0) for level in range(depth + 1))
         self.encoder, self.bottom = nnx.List(encoder), bottom
         self.narrow = nnx.List(
@@ -94,6 +99,11 @@ class UNet(Network):
         self.gates = nnx.List(gates) if attention else None
         self.decoder = nnx.List([make(2 * channels[level], level) for level in range(depth)])
         self.head = layers.conv(features, self.outputs, 1, use_bias=True, dtype=jnp.float32)
+
+    @property
+    def inputs(self) -> int:
+        """Channels that enter the first block."""
+        return 1 + len(self.opening_windows)
 
     @property
     def outputs(self) -> int:

@@ -14,7 +14,7 @@ from forestgaps_jax.data.batches import (
     fill_up,
     warn_of_unlisted,
 )
-from forestgaps_jax.types import Batch
+from forestgaps_jax.types import Batch, one_a_sample
 
 SHAPE = (3, 4, 6, 1)
 RNG = np.random.default_rng(0)
@@ -241,3 +241,42 @@ def test_a_full_batch_is_left_as_it_is():
 def test_a_batch_larger_than_the_first_is_an_error():
     with pytest.raises(ValueError, match="3 samples after one of 2: the first must be the largest"):
         fill_up(Batch(*VALUES), 2)
+
+
+# Several thresholds a tile
+
+HEIGHTS = np.array([[5.0, 10.0], [7.0, 2.0], [20.0, 1.0]], np.float32)
+MASKS = (RNG.uniform(size=(*SHAPE[:3], 2)) < 0.4).astype(np.float32)
+
+
+@pytest.mark.parametrize("put", [np.asarray, jnp.asarray], ids=["host", "device"])
+def test_images_of_several_thresholds_become_one_a_sample_tile_by_tile(put):
+    found = one_a_sample(put(MASKS))
+    expected = [image[..., [number]] for image in MASKS for number in range(2)]
+    np.testing.assert_array_equal(found, np.stack(expected))
+    assert isinstance(found, type(put(MASKS)))
+
+
+@pytest.mark.parametrize("put", [np.asarray, jnp.asarray], ids=["host", "device"])
+def test_a_batch_by_threshold_has_each_tile_once_for_each_of_its_thresholds(put):
+    chm, resolution = DSM - np.float32(300), np.float32([0.5, 1.0, 2.0])
+    batch = Batch(*map(put, (DSM, MASKS, HEIGHTS, VALID, chm, resolution))).by_threshold()
+    for sample, (tile, number) in enumerate((tile, number) for tile in range(3) for number in range(2)):
+        assert batch.threshold[sample] == HEIGHTS[tile, number]
+        np.testing.assert_array_equal(batch.mask[sample, ..., 0], MASKS[tile, ..., number])
+        for name, given in (("dsm", DSM), ("valid", VALID), ("chm", chm), ("resolution", resolution)):
+            np.testing.assert_array_equal(getattr(batch, name)[sample], given[tile])
+    assert batch.dsm.shape == batch.mask.shape == batch.valid.shape == batch.chm.shape == (6, *SHAPE[1:])
+    assert batch.threshold.shape == batch.resolution.shape == (6,)
+
+
+def test_a_batch_by_threshold_lacks_what_the_batch_lacks():
+    batch = Batch(DSM, MASKS, HEIGHTS).by_threshold()
+    assert (batch.valid, batch.chm, batch.resolution) == (None, None, None)
+
+
+def test_a_batch_of_one_threshold_a_sample_is_by_threshold_already():
+    batch = Batch(*VALUES)
+    assert batch.by_threshold() is batch
+    again = Batch(DSM, MASK, THRESHOLD[:, None], VALID).by_threshold()
+    assert_same(again)

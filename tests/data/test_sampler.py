@@ -184,6 +184,80 @@ def test_thresholds_of_a_range_are_drawn_evenly_from_it():
     assert stats.kstest(values, "uniform", (3.0, 22.0)).pvalue > 1e-3
 
 
+# Several thresholds a tile
+
+RANGE = (3.0, 25.0)
+OF_RANGE = replace(TRAIN, threshold_range=RANGE, thresholds_per_tile=4)
+OF_LIST = replace(TRAIN, thresholds_per_tile=2)
+
+
+def test_several_thresholds_of_a_range_are_one_from_each_of_its_equal_parts():
+    values = drawn_thresholds(OF_RANGE).reshape(-1, 4)
+    low, high = np.float32(RANGE)
+    ends = np.linspace(low, high, 5)
+    for part, start, end in zip(values.T, ends, ends[1:], strict=False):
+        assert part.min() >= start - 1e-5
+        assert part.max() <= end + 1e-5
+        assert stats.kstest(part, "uniform", (start, end - start)).pvalue > 1e-3
+    assert (np.diff(values, axis=1) > 0).all()
+    assert values.min() >= low
+    assert values.max() <= high
+    # What a part gives tells nothing of the next.
+    assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.1
+
+
+def test_several_listed_thresholds_are_drawn_without_replacement():
+    values = drawn_thresholds(OF_LIST).reshape(-1, 2)
+    pairs, counts = np.unique(values, axis=0, return_counts=True)
+    assert pairs.tolist() == [[a, b] for a in THRESHOLDS for b in THRESHOLDS if a != b]
+    assert stats.chisquare(counts).pvalue > 1e-3
+    every = drawn_thresholds(replace(TRAIN, thresholds_per_tile=3), steps=20).reshape(-1, 3)
+    assert (np.sort(every, axis=1) == THRESHOLDS).all()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [OF_RANGE, OF_LIST, replace(OF_RANGE, augmentation=TURNED.augmentation)],
+    ids=["range", "list", "augmented"],
+)
+def test_a_tile_has_a_label_for_each_of_its_thresholds(sampler):
+    batch, used = epoch_of(sampler, 0)
+    count = sampler.thresholds_per_tile
+    assert batch.threshold.shape == (3 * BATCH, count)
+    assert (batch.mask.shape, batch.mask.dtype) == ((3 * BATCH, SIZE, SIZE, count), np.float32)
+    canopy = canopy_at(batch.dsm)
+    for number in range(count):
+        one = replace(batch, mask=batch.mask[..., [number]], threshold=batch.threshold[:, number])
+        assert_labels_true(one, used)
+    np.testing.assert_array_equal(batch.chm, np.where(used[:, None, None, None], canopy, np.nan))
+
+
+def test_tiles_do_not_depend_on_how_many_thresholds_they_are_asked_for():
+    for step in range(2):
+        one, several = batch_of(TRAIN, step), batch_of(OF_RANGE, step)
+        for name in ("dsm", "chm", "valid", "resolution"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(several, name))
+
+
+@pytest.mark.parametrize("drawn_from", [None, RANGE])
+def test_one_threshold_a_tile_is_a_number_a_tile(drawn_from):
+    """The same draws as before several could be asked for."""
+    sampler = replace(TRAIN, threshold_range=drawn_from)
+    _, key = jax.random.split(jax.random.fold_in(jax.random.split(TRAIN.key)[1], 1))
+    if drawn_from:
+        expected = jax.random.uniform(key, (BATCH,), minval=RANGE[0], maxval=RANGE[1])
+    else:
+        expected = jax.random.choice(key, jnp.float32(THRESHOLDS), (BATCH,))
+    found = batch_of(sampler, 1)
+    np.testing.assert_allclose(found.threshold, expected, rtol=1e-6)
+    assert found.mask.shape == (BATCH, SIZE, SIZE, 1)
+    assert_equal(found, batch_of(replace(sampler, thresholds_per_tile=1), 1))
+
+
+def test_evaluation_asks_for_one_threshold_a_tile():
+    assert_equal(epoch_of(replace(EVAL, thresholds_per_tile=3), 0)[0], epoch_of(EVAL, 0)[0])
+
+
 def test_fault_16_evaluation_turns_nothing_and_goes_in_order_through_every_tile_at_every_threshold():
     batch, used = epoch_of(EVAL, 0)
     expected = [(tuple(place), t) for t in THRESHOLDS for place in PLACES.tolist()]

@@ -66,6 +66,7 @@ def test_raster_pairs_are_read_in_order(tmp_path):
 def test_samplers_hold_the_split_and_only_training_is_random():
     sites = [make_site()]
     config = Config(tile_size=8, batch_size=2, threshold_range=(2.0, 20.0), split_buffer=2, seed=4)
+    config.thresholds_per_tile = 3
     data, split = create_data(sites, config), split_blocks(sites, config)
     for part in ("train", "val", "test"):
         sampler = getattr(data, part)
@@ -75,6 +76,7 @@ def test_samplers_hold_the_split_and_only_training_is_random():
         assert sampler.shuffle == (part == "train")
         assert sampler.augmentation == (Augmentation(turns=True) if part == "train" else None)
         assert sampler.threshold_range == ((2.0, 20.0) if part == "train" else None)
+        assert sampler.thresholds_per_tile == (3 if part == "train" else 1)
 
 
 def test_augmentation_can_be_left_off():

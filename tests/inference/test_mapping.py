@@ -246,7 +246,6 @@ def test_a_map_that_breaks_off_leaves_the_old_one(by_height, dsm, tmp_path, monk
     ("change", "message"),
     [
         ({"config": None}, "a state comes without its settings: give config too"),
-        ({"tile_size": 17}, "tile_size = 17: must be a multiple of 2"),
         ({"overlap": -0.1}, "overlap = -0.1"),
         ({"thresholds": [0.0]}, "above 0"),
         ({"samples": 4}, "needs a Flax NNX network"),
@@ -258,6 +257,26 @@ def test_what_cannot_be_is_refused(by_height, dsm, tmp_path, change, message):
     arguments = {"config": config, "thresholds": [5.0], "out_folder": tmp_path / "maps", **change}
     with pytest.raises(ValueError, match=message):
         predict_raster(state, dsm, **arguments)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("unet_film", 2), ("unet_ground", 8)])
+def test_windows_that_the_network_does_not_take_are_refused_before_anything_is_written(
+    config, dsm, tmp_path, name, stride
+):
+    config = replace(config, model_name=name, opening_windows=(5,))
+    state = create_state(create_model_from_config(config), config)
+    size = 16 + stride // 2
+    message = f"tile_size = {size}: .*{size} x {size} px: both must be multiples of {stride},"
+    with pytest.raises(ValueError, match=message):
+        predict_raster(state, dsm, [5.0], tmp_path / "maps", config=config, tile_size=size)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_windows_are_of_any_size_that_the_network_takes_whatever_depth_says(by_height, dsm, forest, tmp_path):
+    state, config = by_height
+    maps = predict_raster(state, dsm, [305.0], tmp_path / "maps", config=config, tile_size=17)
+    known = np.isfinite(forest)
+    np.testing.assert_array_equal(bands(maps.mask)[0][known], forest[known] <= 305)
 
 
 # What was trained
@@ -320,7 +339,10 @@ def test_predict_from_the_command_line(run, dsm, tmp_path, capsys):
     [
         (["nowhere", "a.tif"], "nowhere is no run folder"),
         (["RUN", "plot_DMS.tif"], "plot_DMS.tif: no such file; near names there: plot_DSM.tif"),
-        (["RUN", "DSM", "--tile-size", "17"], "must be a multiple of 2"),
+        (
+            ["RUN", "DSM", "--tile-size", "17"],
+            "tile_size = 17: tile of 17 x 17 px: both must be multiples of 2",
+        ),
         (["RUN", "DSM", "--threshold", "-5"], "above 0"),
         (["RUN", "DSM", "--samples", "8"], "nothing in this network is random"),
     ],

@@ -24,7 +24,9 @@ RESOLUTION = np.array([2.0, 2.0], np.float32)
 GAP = (DSM < 315).astype(np.float32)
 STEERED = {"unet_film", "unet_residual", "unet_attention", "unet_all_features", "deeplabv3_plus_film"}
 UNSTEERED = {"unet", "deeplabv3_plus"}
-TOLD_PIXELS = STEERED | {"unet_distribution"}
+TOLD_PIXELS = STEERED | {"unet_distribution", "unet_ground"}
+# Networks that answer several thresholds of a sample in one pass.
+SEVERAL = {"unet_distribution", "unet_ground"}
 # The tests compile more than they compute. (At level 0, XLA's CPU backend makes gradients NaN.)
 QUICK = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
@@ -38,6 +40,11 @@ steered = pytest.mark.parametrize("name", sorted(STEERED))
 def abstract(name, **options):
     """The network without its numbers: quick to make, enough for `jax.eval_shape`."""
     return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **SMALL | options))
+
+
+def stride_of(name, depth=DEPTH):
+    """What height and width of a network's tiles must be multiples of."""
+    return 2**depth * (4 if name == "unet_ground" else 1)
 
 
 def shape_of(network, *arguments):

@@ -49,6 +49,14 @@ def test_a_gap_at_one_threshold_is_one_at_every_higher_one(heights):
     assert (below < above).all() if high - low > 1e-3 else (below <= above).all()
 
 
+def test_several_thresholds_of_a_sample_in_one_pass_are_as_one_at_a_time():
+    heights = np.float32([[2.0, 12.5, 7.0], [30.0, 5.0, 0.5]])
+    together = small(NAME).logits(threshold=heights, params=small(NAME).learnt)
+    assert together.shape == (*DSM.shape[:3], 3)
+    for number, column in enumerate(heights.T):
+        np.testing.assert_allclose(together[..., [number]], logits_at(*column), rtol=1e-5, atol=1e-5)
+
+
 @given(thresholds, thresholds)
 def test_logits_are_those_of_a_logistic_distribution(one, other):
     """Straight in the threshold, 0 at the median, and steep at most as 1 over the smallest scale."""
@@ -160,7 +168,7 @@ def test_its_head_gives_a_share_for_each_opening_a_correction_and_a_scale(window
     ("dsm", "threshold", "message"),
     [
         (DSM, np.ones(3, np.float32), r"threshold has shape \(3,\): must be \(2,\)"),
-        (DSM, np.ones((2, 1), np.float32), r"threshold has shape \(2, 1\): must be \(2,\)"),
+        (DSM, np.ones((2, 0), np.float32), r"threshold has shape \(2, 0\): must be \(2,\)"),
         (DSM.transpose(0, 3, 1, 2), THRESHOLD, r"\(2, 1, 16, 24\).*transpose it by \(0, 2, 3, 1\)"),
         (DSM.transpose(0, 3, 1, 2), None, r"\(2, 1, 16, 24\).*transpose it by \(0, 2, 3, 1\)"),
         (DSM[..., 0], None, r"\(2, 16, 24\): must be \[batch, height, width, 1\]$"),

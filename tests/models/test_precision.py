@@ -40,13 +40,14 @@ def traced(name, gradient=False, **options):
 
 @every
 def test_bfloat16_is_for_convolutions_within_and_float32_for_all_that_is_kept(name):
-    found, ((logits, rest), params) = traced(name, precision="bfloat16")
+    found, ((logits, rest), params) = traced(name, precision="bfloat16", depth=1)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves((params, rest))} == {jnp.dtype("float32")}
     convolutions = [e for e in found if e.primitive.name == "conv_general_dilated"]
     # Heights go in, and logits come out, as float32.
     full = [e for e in convolutions if e.invars[0].aval.dtype != jnp.bfloat16]
-    heights, answers = 1 + len(OPENING_WINDOWS), getattr(abstract(name), "outputs", 1)
+    heights = getattr(abstract(name), "inputs", 1 + len(OPENING_WINDOWS))
+    answers = getattr(abstract(name), "outputs", 1)
     assert all(e.invars[0].aval.shape[-1] == heights or e.outvars[0].aval.shape[-1] == answers for e in full)
     assert len(full) <= 3 < len(convolutions) - len(full)
     activations = [e.outvars[0].aval.dtype for e in found if e.primitive.name == "concatenate"]

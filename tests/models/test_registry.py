@@ -6,7 +6,7 @@ from flax import nnx
 from forestgaps_jax.config import Config
 from forestgaps_jax.layers import Norm
 from forestgaps_jax.models import MODELS, create_model, create_model_from_config
-from tests.models.networks import SMALL, every
+from tests.models.networks import SMALL, every, stride_of
 
 
 def test_all_networks_of_the_original_are_there():
@@ -68,13 +68,24 @@ def test_the_model_of_a_config_has_its_settings(name):
     names = ("height_scale", "precision", "remat", "spectral_norm", "detrend", "opening_windows")
     kept = {key: getattr(network, key) for key in names}
     assert kept == {key: chosen[key] for key in kept}
-    assert (network.dropout.rate, network.drop_path_rate, network.stride) == (0.25, 0.5, 4)
+    assert (network.dropout.rate, network.drop_path_rate, network.stride) == (0.25, 0.5, stride_of(name, 2))
     assert network.head.direction is not None
     assert kinds_of_norms(network) == {"group"}
     config.batch_size, config.use_droppath = 16, False
     network = nnx.eval_shape(lambda: create_model_from_config(config))
     assert kinds_of_norms(network) == {"batch"}
     assert network.drop_path_rate == 0.0
+
+
+@every
+def test_tiles_of_a_config_must_fit_the_network(name):
+    stride = stride_of(name, 2)
+    config = Config(model_name=name, features=2, depth=2, tile_size=3 * stride)
+    nnx.eval_shape(lambda: create_model_from_config(config))
+    config.tile_size += stride // 2
+    message = f"tile_size = {7 * stride // 2} .*'{name}' with depth = 2: must be a multiple of {stride}"
+    with pytest.raises(ValueError, match=message):
+        nnx.eval_shape(lambda: create_model_from_config(config))
 
 
 @pytest.mark.parametrize(("name", "depth"), [("unet", 1), ("unet_residual", 3), ("deeplabv3_plus", 3)])

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from forestgaps_jax.models import create_model, model_summary, parameter_count
-from tests.models.networks import abstract, every
+from tests.models.networks import abstract, every, stride_of
 
 
 def rows(text):
@@ -24,7 +24,7 @@ def test_the_parts_make_the_total(name):
     assert sum(parts) == total
     assert told["total"] == f"{total:,} parameters, {4 * total / 1e6:.2f} MB"
     assert told["output"] == "2 x 16 x 16 x 1 float32"
-    assert told["stride"].startswith("4 px")
+    assert told["stride"].startswith(f"{stride_of(name)} px")
 
 
 def test_parameters_of_a_unet_are_those_of_its_layers():
