@@ -184,10 +184,11 @@ def _label(
 ) -> Batch:
     tiles = jnp.where(used[:, None, None, None], tiles, jnp.nan)
     dsm, chm = tiles[..., :1], tiles[..., 1:]
-    heights = threshold.reshape(threshold.shape[0], 1, 1, -1)
+    heights = threshold.reshape(threshold.shape[0], -1, 1, 1)
+    gap = chm[:, None, :, :, 0] < heights
     return Batch(
         dsm=dsm,
-        mask=(chm < heights).astype(jnp.float32),
+        mask=jnp.moveaxis(gap.astype(jnp.float32), 1, -1),
         threshold=threshold,
         valid=jnp.isfinite(dsm) & jnp.isfinite(chm),
         chm=chm,

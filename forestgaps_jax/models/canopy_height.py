@@ -124,6 +124,8 @@ def logistic_logits(
         median: of the distribution, metres.
         scale: what a network gives for the distribution's scale: any number.
     """
-    heights = threshold.reshape(threshold.shape[0], 1, 1, -1)
+    # Thresholds before pixels: where they are to be samples, nothing is moved.
+    heights = threshold.reshape(threshold.shape[0], -1, 1, 1)
+    median, scale = (image[:, None, :, :, 0] for image in (median, scale))
     # The factor makes the scale as quick to learn as the median.
-    return (heights - median) / (jax.nn.softplus(2.0 * scale + 1.0) + _SMALLEST_SCALE)
+    return jnp.moveaxis((heights - median) / (jax.nn.softplus(2.0 * scale + 1.0) + _SMALLEST_SCALE), 1, -1)
