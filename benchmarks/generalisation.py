@@ -91,6 +91,7 @@ def score_all(options: argparse.Namespace) -> None:
             results[f"{run.name}: {site.name}"] = {"seconds": seconds, "thresholds": rows}
             print(_table(f"{run.name}: {site.name}", site, rows, seconds), flush=True)
     (options.out / "scores.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (options.out / "scores.md").write_text(_markdown(results), encoding="utf-8")
 
 
 def _sites_for(left: str, data: Path) -> Iterator[Site]:
@@ -161,6 +162,25 @@ def _table(title: str, site: Site, rows: dict[float, Any], seconds: float) -> st
             + "  ".join(f"{m[k]:.3f}/{o[k]:.3f}" for k in ("mean_iou", "f1", "boundary_f1"))
         )
     return "\n".join(lines)
+
+
+def _markdown(results: dict[str, Any]) -> str:
+    lines = [
+        "| fold: site | t (m) | gaps | gap IoU | opening | all gap | model - opening [95%] "
+        "| mean IoU | F1 | outline F1 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for title, result in results.items():
+        for t, row in result["thresholds"].items():
+            m, o, a = (row[name] for name in ("model", "opening", "all_gap"))
+            worse, better = row["difference"]
+            pairs = " | ".join(f"{m[k]:.3f} / {o[k]:.3f}" for k in ("mean_iou", "f1", "boundary_f1"))
+            lines.append(
+                f"| {title} | {t:g} | {row['gap_share']:.1%} | {m['iou']:.3f} | {o['iou']:.3f} "
+                f"| {a['iou']:.3f} | {m['iou'] - o['iou']:+.3f} [{worse:+.3f}, {better:+.3f}] | {pairs} |"
+            )
+            title = ""
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def train_step(recipe: Recipe) -> TrainStep:
     """The pure function that `make_train_step` compiles."""
 
     def step(state: TrainState, totals: Totals, source: Batch | Sampler):
-        batch = source.sample(state.step) if isinstance(source, Sampler) else source
+        batch = _sampled(source, state.step) if isinstance(source, Sampler) else source
 
         def loss_of(trained: Any):
             params, loss_params = _parts(state, trained)
@@ -109,6 +109,22 @@ def predict_step(
     """Gap probabilities of a batch, float32."""
     logits, _ = state.apply(state.scored_params, state.model_state, dsm, threshold, **state.told(resolution))
     return jax.nn.sigmoid(logits.astype(jnp.float32))
+
+
+def _sampled(source: Sampler, step: Array) -> Batch:
+    """The batch of a step, in memory before the network sees it.
+
+    XLA's compiler for CPU would fuse what makes a batch into each of its many readers and compute it many
+    times over. It drops optimization barriers, but does not fuse into or out of a branch.
+    """
+
+    def apart(step: Array) -> Batch:
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(source.sample, step)
+        )
+        return jax.lax.cond(step >= 0, source.sample, lambda _: nothing, step)
+
+    return jax.lax.platform_dependent(step, cpu=apart, default=source.sample)
 
 
 def _forward(
