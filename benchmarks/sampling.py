@@ -1,0 +1,64 @@
+"""What it costs that a training step cuts and augments its own batch: against the same step on a fixed batch.
+
+    python benchmarks/sampling.py [ROUNDS]
+
+The network and the augmentation are those of configs/general.toml, on virtual forests and one of them as a
+canopy that is drawn by weight. Both steps take turns; medians and quartiles of a round, and of the ratio.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from forestgaps_jax import Config, create_state
+from forestgaps_jax.data import create_data, put_on_terrain, virtual_forest
+from forestgaps_jax.models import create_model_from_config
+from forestgaps_jax.recipe import make_recipe
+from forestgaps_jax.steps import make_train_step
+from forestgaps_jax.totals import Totals
+from forestgaps_jax.types import Grid
+
+STEPS = 5
+
+
+def main(rounds: int) -> None:
+    config = Config.from_toml("configs/general.toml", val_fraction=0.0, test_fraction=0.0)
+    forests = [virtual_forest(seed, (256, 256), slope=5.0 * seed) for seed in range(8)]
+    canopy = replace(put_on_terrain(forests[0], 1, 20.0), name="canopy", grid=Grid(1.0))
+    sampler: Any = create_data([canopy, *forests], config).train
+    step = make_train_step(make_recipe(config, sampler.steps_per_epoch))
+    begin = create_state(create_model_from_config(config), config)
+    sources = {"sampler": sampler, "fixed batch": jax.jit(sampler.sample)(0)}
+    seconds = {name: [] for name in sources}
+    for number in range(rounds + 1):
+        for name, source in sources.items():
+            passed = run(step, jax.tree.map(jnp.copy, begin), config, source)
+            if number:  # the first compiles
+                seconds[name].append(passed / STEPS)
+    for name, times in seconds.items():
+        print(f"{name:12s} {quartiles(times)} s a step")
+    print("ratio        " + quartiles(np.divide(*seconds.values())))
+
+
+def run(step: Any, state: Any, config: Config, source: Any) -> float:
+    """Seconds of some steps."""
+    totals = Totals.zeros(config.thresholds)
+    begin = time.perf_counter()
+    for _ in range(STEPS):
+        state, totals, logs = step(state, totals, source)
+    jax.block_until_ready(logs)
+    return time.perf_counter() - begin
+
+
+def quartiles(values: Any) -> str:
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 7)
