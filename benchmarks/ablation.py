@@ -1,6 +1,6 @@
 """What the network is given, one change at a time: gap IoU on sites that did not train, beside the opening.
 
-    python benchmarks/ablation.py --data ../shared/data --out /tmp/ablation [--variants mean plane ...]
+    python benchmarks/ablation.py --data ../shared/data --out /tmp/ablation [--variants "film: mean" ground ...]
 
 A few hundred steps of 8 tiles of 128 px with the settings of configs/general.toml but for what is named, on
 virtual forests and two tropical canopies on virtual terrain. Networks of pixels have 8 features and a depth
@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from forestgaps_jax import Config, TrainState, create_state, train
 from forestgaps_jax.data import create_data, load_sites, put_on_terrain, read_chm, read_site, virtual_forest
@@ -106,7 +107,8 @@ def _with_gradients(heights: Any, known: Any, detrend: bool, windows: Sequence[i
 def _widen_entry(model: Any, channels: int) -> None:
     kernel = model.encoder[0].conv1.kernel
     more = np.random.default_rng(0).normal(0.0, 0.1, (3, 3, channels - kernel.shape[2], kernel.shape[3]))
-    kernel[...] = jnp.concatenate([kernel[...], jnp.asarray(more, jnp.float32)], axis=2)
+    wider = jnp.concatenate([kernel[...], jnp.asarray(more, jnp.float32)], axis=2)
+    model.encoder[0].conv1.kernel = nnx.Param(wider)
 
 
 def _judges(data: Path) -> list[Site]:
