@@ -1,6 +1,6 @@
 """What the network is given, one change at a time: gap IoU on sites that did not train, beside the opening.
 
-    python benchmarks/ablation.py --data ../shared/data --out /tmp/ablation [--variants "film: mean" ground ...]
+    python benchmarks/ablation.py --data ../shared/data --out OUT [--variants "film: mean" ground ...]
 
 A few hundred steps of 8 tiles of 128 px with the settings of configs/general.toml but for what is named, on
 virtual forests and two tropical canopies on virtual terrain. Networks of pixels have 8 features and a depth
