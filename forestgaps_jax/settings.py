@@ -42,7 +42,7 @@ class Settings:
     """Train on thresholds drawn evenly between these two (m) instead of on the list."""
     thresholds_per_tile: PositiveInt = 1
     """Thresholds that a tile is asked for in one training step. unet_ground and unet_distribution compute
-    them in one pass, other networks in a pass each."""
+    them in one pass; for other networks the batch is that many times as large."""
     monitor_metric: str = "val_iou"
     """What makes a checkpoint the best: val_ or train_ and the name of a metric. Losses and error_rate
     are minimised, everything else is maximised."""

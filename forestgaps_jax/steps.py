@@ -154,7 +154,8 @@ def _network(
     threshold = None if heights else batch.threshold
     options = options | state.told(batch.resolution)
     output, model_state = state.apply(params, state.model_state, batch.dsm, threshold, **options)
-    return output if heights else one_a_sample(output), model_state
+    several = threshold is not None and threshold.ndim == 2
+    return one_a_sample(output) if several else output, model_state
 
 
 def _as_scored(loss: Loss, batch: Batch) -> Batch:

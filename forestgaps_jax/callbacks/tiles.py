@@ -25,6 +25,7 @@ def choose_tiles(source: BatchSource, count: int) -> Batch | None:
         batches = [jax.device_get(_sample(source, np.int32(step))) for step in sorted(steps)]
     else:
         batches = [jax.device_get(next(iter(read_batches(source))))]
+    batches = [batch.by_threshold() for batch in batches]
     parts = [(b.dsm, b.mask, b.threshold, b.counted) for b in batches]
     dsm, mask, threshold, valid = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     pixels = [b.resolution for b in batches if b.resolution is not None]

@@ -19,12 +19,12 @@ def as_batch(item: Any) -> Batch:
     """Check a batch and give it its types.
 
     Args:
-        item: a `Batch`, a mapping with ``dsm``, ``mask``, ``threshold`` and perhaps ``valid``, ``chm`` and
-            ``resolution``, or a tuple ``(dsm, mask[, threshold[, valid]])``. Images are
-            ``[batch, height, width, 1]`` or ``[batch, height, width]``, of NumPy, jax or anything that NumPy
-            can read, such as CPU tensors of PyTorch. A threshold, and a resolution (side of a pixel,
-            metres), may be one number for all; without a threshold it is 10 m. Where there is no mask, it is
-            where ``chm`` is below the threshold.
+        item: a `Batch` (a tile with several thresholds comes once for each), a mapping with ``dsm``,
+            ``mask``, ``threshold`` and perhaps ``valid``, ``chm`` and ``resolution``, or a tuple ``(dsm,
+            mask[, threshold[, valid]])``. Images are ``[batch, height, width, 1]`` or ``[batch, height,
+            width]``, of NumPy, jax or anything that NumPy can read, such as CPU tensors of PyTorch. A
+            threshold, and a resolution (side of a pixel, metres), may be one number for all; without a
+            threshold it is 10 m. Where there is no mask, it is where ``chm`` is below the threshold.
 
     Returns:
         The batch. A pixel is valid where it is given as valid and its DSM (and CHM, if there is one) is
@@ -36,7 +36,7 @@ def as_batch(item: Any) -> Batch:
             holds anything but 0 and 1. What these hold is looked at on the host only: arrays on the device
             are not fetched.
     """
-    parts = _parts(item)
+    parts = _parts(item.by_threshold() if isinstance(item, Batch) else item)
     dsm = _image("dsm", parts["dsm"], np.float32)
     threshold = as_thresholds(parts.get("threshold"), dsm.shape[0])
     resolution = as_resolutions(parts.get("resolution"), dsm.shape[0])

@@ -103,10 +103,10 @@ class TileSampler:
         batch_size: tiles in a batch.
         thresholds: canopy heights, metres.
         threshold_range: draw training thresholds evenly from here instead; metres.
-        thresholds_per_tile: how many are drawn for a training tile, all different.
         shuffle: a training sampler.
         augmentation: what happens to training tiles; None for nothing.
         draw: how training tiles are drawn by site; None: each comes once an epoch.
+        thresholds_per_tile: how many are drawn for a training tile, all different.
     """
 
     rasters: Rasters
@@ -116,10 +116,10 @@ class TileSampler:
     batch_size: int = field(metadata={"static": True})
     thresholds: tuple[float, ...] = field(metadata={"static": True})
     threshold_range: tuple[float, float] | None = field(default=None, metadata={"static": True})
-    thresholds_per_tile: int = field(default=1, metadata={"static": True})
     shuffle: bool = field(default=False, metadata={"static": True})
     augmentation: Augmentation | None = field(default=None, metadata={"static": True})
     draw: SiteDraw | None = None
+    thresholds_per_tile: int = field(default=1, metadata={"static": True})
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,5 +1,6 @@
 """From the configuration to sites, and from sites to the samplers of a run."""
 
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -86,19 +87,23 @@ def _draw(places: Places, sites: Sequence[Site], config: Config) -> SiteDraw | N
     """How sites are drawn by ``site_weights`` and ``virtual_share``; None: every tile once an epoch.
 
     Raises:
-        ValueError: the weights are not one for each raster, or 0 wherever there is a tile; or there is no
-            virtual forest to have a share.
+        ValueError: the weights are not one for each raster, or 0 wherever there is a tile; or no virtual
+            forest has a tile.
     """
     virtual = np.array([config.virtual_share > 0 and is_virtual(site) for site in sites])
-    if not config.site_weights and (not config.virtual_share or virtual.all()):
+    if config.virtual_share and not virtual.any():
+        logging.getLogger(__name__).warning(
+            "virtual_share = %g, but none of the sites is a virtual forest: load_sites(config) makes them",
+            config.virtual_share,
+        )
+    if not config.site_weights and (not virtual.any() or virtual.all()):
         return None
     tiles = np.bincount(places[:, 0], minlength=len(sites)).astype(float)
     shares = config.virtual_share * _normalized(np.where(virtual, tiles, 0.0))
-    if config.virtual_share and not shares.any():
+    if virtual.any() and not shares.any():
         raise ValueError(
             f"virtual_share = {config.virtual_share:g}: no virtual forest has a training tile; make "
-            f"virtual_size (now {config.virtual_size} px) larger, or set virtual_share to 0 where the sites "
-            "are your own"
+            f"virtual_size (now {config.virtual_size} px) larger, or set virtual_share to 0"
         )
     weights = np.where(virtual, 0.0, tiles)
     if config.site_weights:

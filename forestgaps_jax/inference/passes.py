@@ -147,7 +147,7 @@ def check_windows(state: TrainState, windows: Windows) -> None:
         jax.eval_shape(
             lambda: state.apply(state.params, state.model_state, dsm, heights, **state.told(heights))
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"tile_size = {size}: {error}") from None
 
 

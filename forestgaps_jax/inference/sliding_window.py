@@ -42,7 +42,7 @@ def sliding_window_inference(
     tile_size: int = 128,
     overlap: float = 0.5,
     batch_size: int = 8,
-    fill: float = float("nan"),
+    fill: float = 0.0,
     progress: bool = False,
 ) -> Float32[np.ndarray, "height width classes"]:
     """What a network of any library gives of an image of any size.
@@ -52,13 +52,15 @@ def sliding_window_inference(
 
     Args:
         apply: pure, hashable: ``apply(params, windows [batch, size, size, channels]) -> [batch, size, size,
-            classes]``, any number of classes.
+            classes]``, any number of classes, with its weights in ``params`` alone. Define it once, not in a
+            loop: each new function is compiled anew.
         params: a pytree.
         image: ``[height, width, channels]``; NaN where not known.
         tile_size: side of a window, pixels.
         overlap: share of a window that the next one repeats.
         batch_size: windows that are computed at once.
-        fill: what ``apply`` sees where the image is not known, or a window sticks out of it.
+        fill: what ``apply`` sees where the image is not known, or a window sticks out of it; NaN for the
+            networks here, which leave such pixels out.
         progress: show a bar.
 
     Returns:
@@ -80,9 +82,11 @@ def sliding_window_inference(
     windows = Windows(tile_size, overlap, batch_size)
     height, width, channels = pixels.shape
     batch = jax.ShapeDtypeStruct((batch_size, tile_size, tile_size, channels), jnp.float32)
-    shape = jax.eval_shape(apply, params, batch).shape
+    shape = getattr(jax.eval_shape(apply, params, batch), "shape", ())
     if len(shape) != 4 or shape[:3] != batch.shape[:3]:
-        raise ValueError(f"apply gives {shape} of {batch.shape}: must be [batch, size, size, classes]")
+        raise ValueError(
+            f"apply gives {shape} of {batch.shape}: must be one array [batch, size, size, classes]"
+        )
     out = np.empty((height, width, shape[-1]), np.float32)
 
     def predict(seen: np.ndarray) -> Any:

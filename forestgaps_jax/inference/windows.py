@@ -13,7 +13,7 @@ class Windows:
     """How a raster is cut into windows, and what is computed of each.
 
     Attributes:
-        tile_size: side of a window, pixels; a multiple of ``2^depth`` of the network.
+        tile_size: side of a window, pixels; a multiple of the network's stride.
         overlap: share of a window that the next one repeats: 0.5 looks at each pixel four times.
         batch_size: windows that are computed at once.
         flips: mean over the 8 symmetries of the square: 8 times the work.

@@ -102,7 +102,7 @@ class DistributionUNet(UNet):
 
         Arguments as in `UNet`, but that a sample may have several thresholds.
         """
-        unsteered = jnp.zeros_like(self.check(dsm, threshold))
+        unsteered = self.check(dsm, threshold)
         x, known, passage = self.begin(dsm, unsteered, rngs, train, drop_path_rate, resolution)
         windows, outputs = len(self.opening_windows), self.decode(x, known, passage)
         shares, correction, scale = jnp.split(outputs, (windows, windows + 1), axis=-1)

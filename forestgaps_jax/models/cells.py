@@ -62,7 +62,8 @@ def ground_candidates(
     """What the ground of each cell may be: one candidate, and two more for each window.
 
     The lowest surface itself; its grey openings; and its openings on a slope: flat windows fail there, so
-    the coarse ground (the widest opening but one, smoothed) is taken off before and put back after.
+    the coarse ground (the widest opening but one, or the only one, smoothed) is taken off before and put
+    back after.
 
     Args:
         lowest: surface in each cell.

@@ -87,7 +87,7 @@ class GroundUNet(UNet):
 
         Arguments as in `UNet`, but that a sample may have several thresholds.
         """
-        unsteered = jnp.zeros_like(self.check(dsm, threshold))
+        unsteered = self.check(dsm, threshold)
         heights, unsteered, known = normalize_height(dsm, unsteered, self.height_scale)
         if self.detrend:
             heights = remove_plane(heights, known)

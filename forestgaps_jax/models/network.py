@@ -129,7 +129,7 @@ class Network(nnx.Module):
         return Passage(rngs, train, rate, steer, self.remat)
 
     def check(self, dsm: Array, threshold: Array | None) -> Array:
-        """Refuse what is no tile, or thresholds that do not fit; the first of each sample, or 0 without.
+        """Refuse what is no tile, or thresholds that do not fit; what steers each sample, 0 for nothing.
 
         Raises:
             ValueError: the tile or the threshold has not the shape, or the threshold is missing.
@@ -142,12 +142,14 @@ class Network(nnx.Module):
                 f"tile of {dsm.shape[1]} x {dsm.shape[2]} px: both must be multiples of {self.stride}, "
                 "the network's stride; pad the tile with NaN or choose another depth"
             )
-        if threshold is None and (self.embed is None or self.several_thresholds):
-            return jnp.zeros(dsm.shape[0])
-        first = threshold
-        if threshold is not None and threshold.ndim == 2 and threshold.shape[1] and self.several_thresholds:
-            first = threshold[:, 0]
-        if first is None or first.shape != dsm.shape[:1]:
+        batch, several = dsm.shape[0], self.several_thresholds
+        if threshold is None and (self.embed is None or several):
+            return jnp.zeros(batch)
+        fits = threshold is not None and threshold.shape == (batch,)
+        if threshold is not None and several and threshold.ndim == 2:
+            fits = threshold.shape[0] == batch and threshold.shape[1] > 0
+        if threshold is None or not fits:
             given = None if threshold is None else threshold.shape
-            raise ValueError(f"threshold has shape {given}: must be {dsm.shape[:1]}, one height a sample")
-        return first
+            also = f" or ({batch}, thresholds), one or several heights" if several else ", one height"
+            raise ValueError(f"threshold has shape {given}: must be ({batch},){also} a sample")
+        return jnp.zeros(batch) if several else threshold

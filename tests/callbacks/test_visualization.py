@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forestgaps_jax import Data, figures
+from forestgaps_jax import Config, Data, figures
 from forestgaps_jax.callbacks import (
     ConfusionVisualizer,
     LambdaCallback,
@@ -15,6 +15,7 @@ from forestgaps_jax.callbacks import (
     VisualizationCallback,
 )
 from forestgaps_jax.callbacks.tiles import choose_tiles
+from forestgaps_jax.data import create_data, virtual_forest
 from forestgaps_jax.figures.canvas import render
 from forestgaps_jax.steps import predict_step
 from tests.callbacks.driving import drive, new_run, read_events, scores
@@ -161,6 +162,14 @@ def test_tiles_without_a_valid_pixel_are_not_shown():
     tiles = choose_tiles([batch([5.0] * 4, valid)], 4)
     np.testing.assert_array_equal(tiles.dsm[:, 0, 0, 0], [2, 4])
     assert choose_tiles([batch([5.0] * 4, np.zeros_like(valid))], 4) is None
+
+
+def test_tiles_of_a_sampler_that_asks_for_several_thresholds_are_shown_one_by_one():
+    config = Config(tile_size=16, split_buffer=0.0, thresholds_per_tile=3, thresholds=(5.0, 10.0, 15.0))
+    sampler = create_data([virtual_forest(0, (64, 64))], config).train
+    tiles = choose_tiles(sampler, 4)
+    assert tiles.threshold.shape == (4,)
+    assert tiles.dsm.shape == tiles.mask.shape == (4, 16, 16, 1)
 
 
 def keys(tiles) -> list[tuple]:

@@ -270,6 +270,14 @@ def test_a_batch_by_threshold_has_each_tile_once_for_each_of_its_thresholds(put)
     assert batch.threshold.shape == batch.resolution.shape == (6,)
 
 
+def test_a_batch_of_several_thresholds_a_tile_is_read_as_one_sample_for_each():
+    batch = as_batch(Batch(DSM, MASKS, HEIGHTS, VALID))
+    expected = as_batch(Batch(DSM, MASKS, HEIGHTS, VALID).by_threshold())
+    for name in ("dsm", "mask", "threshold", "valid"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name))
+    assert batch.threshold.shape == (HEIGHTS.size,)
+
+
 def test_a_batch_by_threshold_lacks_what_the_batch_lacks():
     batch = Batch(DSM, MASKS, HEIGHTS).by_threshold()
     assert (batch.valid, batch.chm, batch.resolution) == (None, None, None)

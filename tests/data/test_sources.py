@@ -336,7 +336,6 @@ def test_a_site_without_a_training_tile_is_left_out_of_the_weights():
             {"site_weights": (1.0, 0.0)},
             r"no raster that has training tiles has a weight; training tiles by site: \[0, 3\]",
         ),
-        (PLOTS, {"virtual_share": 0.5}, "virtual_share = 0.5: no virtual forest has a training tile"),
         (
             [*PLOTS, levelled(3, (8, 8), virtual=True)],
             {"virtual_share": 0.5},
@@ -349,6 +348,14 @@ def test_weights_and_shares_that_cannot_be_are_refused(sites, settings, said):
     for make in (training_sampler, create_data):
         with pytest.raises(ValueError, match=said):
             make(sites, config)
+
+
+def test_a_share_of_virtual_forests_that_are_not_there_is_told_and_changes_nothing(caplog):
+    config = Config(tile_size=16, split_buffer=0.0, val_fraction=0.0, test_fraction=0.0, virtual_share=0.5)
+    assert create_data(PLOTS, config).train.draw is None
+    assert "virtual_share = 0.5, but none of the sites is a virtual forest" in caplog.text
+    shares, _ = shares_of(PLOTS, virtual_share=0.5, site_weights=(1.0, 2.0, 1.0))
+    np.testing.assert_allclose(shares, [0.25, 0.5, 0.25], atol=0.02)
 
 
 def test_weights_hold_for_the_training_tiles_of_a_split_and_for_nothing_else():

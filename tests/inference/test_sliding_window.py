@@ -332,8 +332,8 @@ def test_unknown_pixels_are_filled_for_the_network_and_stay_unknown():
     fewest = lambda params, windows: jnp.broadcast_to(  # noqa: E731
         windows.min(axis=(1, 2, 3), keepdims=True), windows.shape
     )
-    for fill in (0.0, -3.0):
-        got = sliding_window_inference(fewest, None, image, tile_size=TILE, fill=fill)
+    for options, fill in (({}, 0.0), ({"fill": -3.0}, -3.0)):
+        got = sliding_window_inference(fewest, None, image, tile_size=TILE, **options)
         np.testing.assert_array_equal(np.isnan(got), np.isnan(image))
         np.testing.assert_allclose(got[np.isfinite(image)], fill, atol=1e-6)
 
@@ -377,8 +377,9 @@ def test_calls_of_one_network_share_one_compiled_function():
         (np.zeros((0, 4, 1)), identity, {}, r"must be \[height, width, channels\]"),
         (np.zeros((4, 4, 1)), identity, {"overlap": 1.0}, "overlap"),
         (np.zeros((4, 4, 1)), identity, {"tile_size": 0}, "tile_size"),
-        (np.zeros((4, 4, 1)), lambda params, x: x[:, ::2], {}, r"must be \[batch, size, size, classes\]"),
-        (np.zeros((4, 4, 1)), lambda params, x: x[..., 0], {}, r"must be \[batch, size, size, classes\]"),
+        (np.zeros((4, 4, 1)), lambda params, x: x[:, ::2], {}, r"must be one array \[batch, size, size, c"),
+        (np.zeros((4, 4, 1)), lambda params, x: x[..., 0], {}, r"must be one array \[batch, size, size, cl"),
+        (np.zeros((4, 4, 1)), lambda params, x: (x, params), {}, "apply gives .* must be one array"),
     ],
 )
 def test_what_cannot_be_blended_is_refused(image, apply, options, told):
