@@ -83,9 +83,13 @@ class Small:
         self.graph, self.params, self.rest = initial(name, **options)
         self.traced = 0
         self._step, self._logits = compiled(self._trained), compiled(self._evaluated)
+        self._heights = compiled(self._without_threshold)
 
     def _evaluated(self, params, rest, dsm, threshold, resolution):
         return nnx.merge(self.graph, params, rest)(dsm, threshold, resolution=resolution)
+
+    def _without_threshold(self, params, rest, dsm, resolution):
+        return nnx.merge(self.graph, params, rest)(dsm, resolution=resolution)
 
     def _trained(self, params, *arguments):
         self.traced += 1
@@ -103,6 +107,10 @@ class Small:
         params = self.params if params is None else params
         return np.asarray(self._logits(params, self.rest, dsm, threshold, resolution))
 
+    def median_of(self, params, dsm=DSM, resolution=RESOLUTION):
+        """Heights of a network that predicts their distribution."""
+        return np.asarray(self._heights(params, self.rest, dsm, resolution))
+
     @property
     def learnt(self):
         """Parameters with FiLM weights that are no longer zero."""
@@ -116,3 +124,16 @@ class Small:
 
 
 small: Callable[[str], Small] = cache(Small)
+
+
+def with_head(params, bias):
+    """Parameters whose head gives the same everywhere."""
+    head = {"kernel": np.zeros_like(params["head"]["kernel"]), "bias": np.float32(bias)}
+    return params | {"head": head}
+
+
+def without_plane(tile):
+    """A tile without its least-squares plane, float64, by NumPy."""
+    design = np.stack([axis.ravel() for axis in (*np.indices(tile.shape), np.ones(tile.shape))], axis=1)
+    tile = tile.astype(np.float64)
+    return tile - (design @ np.linalg.lstsq(design, tile.ravel())[0]).reshape(tile.shape)

@@ -20,22 +20,18 @@ from tests.models.networks import (
     THRESHOLD,
     Small,
     abstract,
-    compiled,
     shape_of,
     small,
+    with_head,
+    without_plane,
 )
 
 NAME = "unet_distribution"
 thresholds = st.floats(0.25, 60.0, width=32)
 
 
-@compiled
-def apply(params, dsm, resolution):
-    return nnx.merge(small(NAME).graph, params, small(NAME).rest)(dsm, resolution=resolution)
-
-
-def median_of(params, dsm=DSM, resolution=RESOLUTION):
-    return np.asarray(apply(params, dsm, resolution))
+def median_of(*arguments):
+    return small(NAME).median_of(*arguments)
 
 
 def logits_at(*heights):
@@ -90,9 +86,7 @@ def test_the_size_of_a_pixel_steers_the_median_once_film_has_moved():
 def above_openings(dsm=DSM):
     """The surface above each opening, its plane taken off; float64, by NumPy and SciPy."""
     found = []
-    for tile in dsm[..., 0].astype(np.float64):
-        design = np.stack([axis.ravel() for axis in (*np.indices(tile.shape), np.ones(tile.shape))], axis=1)
-        flat = tile - (design @ np.linalg.lstsq(design, tile.ravel())[0]).reshape(tile.shape)
+    for flat in map(without_plane, dsm[..., 0]):
         lowest = [ndimage.minimum_filter(flat, w, mode="constant", cval=np.inf) for w in OPENING_WINDOWS]
         opened = [
             ndimage.maximum_filter(low, w, mode="constant", cval=-np.inf)
@@ -100,12 +94,6 @@ def above_openings(dsm=DSM):
         ]
         found.append(flat[..., None] - np.stack(opened, axis=-1))
     return np.stack(found)
-
-
-def with_head(params, bias):
-    """Parameters whose head gives the same at every pixel."""
-    head = {"kernel": np.zeros_like(params["head"]["kernel"]), "bias": np.float32(bias)}
-    return params | {"head": head}
 
 
 @pytest.mark.parametrize("window", range(len(OPENING_WINDOWS)))

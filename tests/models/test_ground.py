@@ -12,13 +12,13 @@ from forestgaps_jax.config import Config
 from forestgaps_jax.models import GroundUNet, create_model, create_model_from_config
 from tests.models.networks import (
     DSM,
-    RESOLUTION,
     THRESHOLD,
     Small,
     abstract,
-    compiled,
     shape_of,
     small,
+    with_head,
+    without_plane,
 )
 from tests.models.test_cells import cells_by_loop, scipy_candidates
 
@@ -30,23 +30,12 @@ HOLES[1, 3:13, 5:18] = True
 thresholds = st.floats(0.25, 60.0, width=32)
 
 
-@compiled
-def apply(params, dsm, resolution):
-    return nnx.merge(small(NAME).graph, params, small(NAME).rest)(dsm, resolution=resolution)
-
-
-def median_of(params, dsm=DSM, resolution=RESOLUTION):
-    return np.asarray(apply(params, dsm, resolution))
+def median_of(*arguments):
+    return small(NAME).median_of(*arguments)
 
 
 def logits_at(*heights):
     return small(NAME).logits(threshold=np.float32(heights), params=small(NAME).learnt)
-
-
-def with_head(params, bias):
-    """Parameters whose head gives the same at every cell."""
-    head = {"kernel": np.zeros_like(params["head"]["kernel"]), "bias": np.float32(bias)}
-    return params | {"head": head}
 
 
 # A distribution of canopy heights
@@ -100,10 +89,7 @@ def doubled(x, axis):
 
 def above_candidates(dsm=DSM, windows=(3, 5, 9, 17)):
     """The surface above each candidate of the ground, its plane taken off; float64, by NumPy and SciPy."""
-    flat = np.empty(dsm.shape)
-    for tile, out in zip(dsm[..., 0].astype(np.float64), flat[..., 0], strict=True):
-        design = np.stack([axis.ravel() for axis in (*np.indices(tile.shape), np.ones(tile.shape))], axis=1)
-        out[:] = tile - (design @ np.linalg.lstsq(design, tile.ravel())[0]).reshape(tile.shape)
+    flat = np.stack([without_plane(tile) for tile in dsm[..., 0]])[..., None]
     lowest, known, _ = cells_by_loop(flat, np.ones(flat.shape, bool))
     ground = scipy_candidates(lowest, known, windows)
     for axis in (1, 2, 1, 2):
