@@ -1,10 +1,14 @@
-"""The command line: ``forestgaps-jax train | evaluate | predict | report | gaps | info``."""
+"""The command line: ``forestgaps-jax train | evaluate | predict | report | gaps | replay | info``."""
 
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from forestgaps_jax.config import Config
 
@@ -15,16 +19,17 @@ _USAGE = """usage: forestgaps-jax COMMAND ...
   predict RUN_FOLDER DSM.tif [--out maps]     gap maps of a whole raster, as GeoTIFFs, and a picture
   report RUN_FOLDER                           a run as one HTML page: scores, maps, worst tiles
   gaps MAP.tif [--min-area 5 ...]             gaps as polygons (GeoPackage), a table and statistics
+  replay RUN_FOLDER                           look at the batch in which a training has diverged
   info                                        versions and devices
 
 forestgaps-jax COMMAND --help lists the settings of a command, with defaults and meanings."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command; returns the exit status: that of a shell, 130 and 143, after Ctrl-C and SIGTERM."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {"train": _train, "evaluate": _evaluate, "predict": _predict}
-    commands |= {"report": _report, "gaps": _gaps, "info": _info}
+    commands |= {"report": _report, "gaps": _gaps, "info": _info, "replay": _replay}
     if command in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -32,14 +37,34 @@ def main(argv: list[str] | None = None) -> int:
         print(f"forestgaps-jax: there is no command {command!r}\n\n{_USAGE}", file=sys.stderr)
         return 2
     try:
-        commands[command](rest)
-    except KeyboardInterrupt:
-        print(f"\nforestgaps-jax {command}: interrupted", file=sys.stderr)
+        with _terminable():
+            commands[command](rest)
+    except KeyboardInterrupt as stop:
+        if not str(stop):  # a training has told already
+            print(f"\nforestgaps-jax {command}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"forestgaps-jax {command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does; a training takes both itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        print("\nforestgaps-jax: terminated", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(argv: list[str]) -> None:
@@ -49,17 +74,26 @@ def _train(argv: list[str]) -> None:
     default = Config.from_toml(file) if file else Config()
     if file and not default.name:
         default = replace(default, name=Path(file).stem)
-    config = tyro.cli(
-        Config,
+
+    @dataclass
+    class Training:
+        config: Annotated[Config, tyro.conf.arg(name="")]
+        resume: Literal["auto", "never"] = "auto"
+        """auto: go on with the latest run of this name and these settings, from its newest checkpoint; one
+        that is finished is scored again. never: begin a new run, in a folder of its own."""
+
+    settings = tyro.cli(
+        Training,
         args=rest,
-        default=default,
+        default=Training(default),
         prog=f"forestgaps-jax train {file or '[CONFIG.toml]'}",
-        description="Train a gap model. Settings are read from the TOML file, then from the command line.",
+        description="Train a gap model. Settings are read from the TOML file, then from the command line. "
+        "A training that was stopped or killed goes on when the same command is given again.",
     )
-    config.validate()
+    settings.config.validate()
     from forestgaps_jax.experiment import run_training
 
-    folder, _ = run_training(config)
+    folder, _ = run_training(settings.config, settings.resume)
     quoted = shlex.quote(str(folder))
     print(f"\nrun folder: {folder}")
     print(f"figures:    {folder}/figures")
@@ -220,6 +254,26 @@ def _gaps(argv: list[str]) -> None:
     print(format_gap_table(survey_gaps(raster, out, thresholds=thresholds, **settings)))
     print(f"\npolygons: {out}    (a layer for each threshold; opens in QGIS)")
     print(f"beside:   {out.stem}.csv, {out.stem}.json, {out.stem}.png")
+
+
+def _replay(argv: list[str]) -> None:
+    import tyro
+
+    @dataclass
+    class Replay:
+        folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_FOLDER")]
+        """Folder of a run that has diverged, or its diverged_step_N."""
+
+    settings = tyro.cli(
+        Replay,
+        args=argv,
+        prog="forestgaps-jax replay",
+        description="Take the step in which a training has diverged once more, and say what it read, and "
+        "where weights, outputs and gradients are infinite or NaN.",
+    )
+    from forestgaps_jax.replay import format_replay, replay
+
+    print(format_replay(replay(settings.folder)))
 
 
 def _info(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from forestgaps_jax.fields import checked, field_docs
+from forestgaps_jax.fields import checked, field_docs, shown
 from forestgaps_jax.settings import Settings
 
 _LOW_RATES = {
@@ -18,6 +19,14 @@ _LOW_RATES = {
     "warmup_start_lr": ("cosine_warm", "warmup_plateau"),
 }
 """Settings that may not be above ``learning_rate``, and the schedules that read them."""
+
+_BITS = 31
+"""Of the largest whole number on the device."""
+
+_LENGTHS = ("warmup_epochs", "cycle_epochs", "step_size")
+"""Settings that become numbers of steps."""
+
+_MOST_CYCLES = 1000
 
 _RANGES = ("virtual_resolution", "virtual_slope", "virtual_closure", "virtual_height", "augment_height")
 """Settings whose first value may not be above the second."""
@@ -80,9 +89,11 @@ class Config(Settings, metaclass=_Checked):
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise FileNotFoundError(f"there is no settings file {path}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except RecursionError:
+            raise ValueError(f"{path} is not valid TOML: lists or tables too deep in each other") from None
+        except ValueError as error:  # of TOML, of UTF-8, or of numbers with more digits than Python reads
             raise ValueError(f"{path} is not valid TOML: {error}") from None
         values |= overrides
         _refuse_unknown(values, ValueError, str(path))
@@ -100,7 +111,9 @@ class Config(Settings, metaclass=_Checked):
             if value is not None:
                 lines += ["", *(f"# {line}" for line in docs[name].splitlines())]
                 lines.append(f"{name} = {_toml(value)}")
-        Path(path).write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
+        new = Path(path).with_name(f".{Path(path).name}.new")  # whole at every moment, whoever is killed
+        new.write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
+        new.replace(path)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""
@@ -112,6 +125,7 @@ class Config(Settings, metaclass=_Checked):
         Raises:
             ValueError: names the settings, their values and what is allowed.
         """
+        self._validate_sizes()
         self._validate_sites()
         heights = sorted(self.thresholds)
         if not heights or any(b - a < 0.01 for a, b in pairwise(heights)):
@@ -125,10 +139,10 @@ class Config(Settings, metaclass=_Checked):
                 f"thresholds_per_tile = {self.thresholds_per_tile}: there are {len(heights)} thresholds; "
                 "list more, or set threshold_range"
             )
-        if self.tile_size % 2**self.depth:
+        if self.tile_size % (step := 2 ** min(self.depth, _BITS)):
             raise ValueError(
                 f"tile_size = {self.tile_size} does not fit depth = {self.depth}: "
-                f"must be a multiple of {2**self.depth}"
+                f"must be a multiple of {step}"
             )
         if unlisted := [t for t in self.threshold_weight_adjustment if t not in self.thresholds]:
             raise ValueError(
@@ -137,7 +151,8 @@ class Config(Settings, metaclass=_Checked):
         parts = [part for part in ("focal", "dice", "bce") if getattr(self, f"use_{part}")]
         if self.loss_type == "adaptive" and not parts:
             raise ValueError("loss_type = 'adaptive' has no part: set use_focal, use_dice or use_bce")
-        if self.loss_type == "adaptive" and len(self.adaptive_weights or parts) != len(parts):
+        weights = parts if self.adaptive_weights is None else self.adaptive_weights
+        if self.loss_type == "adaptive" and len(weights) != len(parts):
             raise ValueError(
                 f"adaptive_weights = {self.adaptive_weights}, parts in use {parts}: must be one for each"
             )
@@ -145,12 +160,44 @@ class Config(Settings, metaclass=_Checked):
             raise ValueError(f"profile_steps = {self.profile_steps}: the first must be the lower")
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction must be below 1, to leave blocks for training")
+        if self.scheduler_type == "cosine_restart":
+            self._validate_cycles()
+        if self.scheduler_type == "onecycle":
+            self._validate_onecycle()
         for name, readers in _LOW_RATES.items():
             if (rate := getattr(self, name)) > self.learning_rate and self.scheduler_type in readers:
                 raise ValueError(
                     f"{name} = {rate} is above learning_rate = {self.learning_rate}, which scheduler_type = "
                     f"{self.scheduler_type!r} does not allow: choose a lower {name}"
                 )
+
+    def _validate_sizes(self) -> None:
+        """Refuse numbers that the device cannot hold."""
+        for name, value in self.to_dict().items():
+            bits = 32 if name == "seed" else _BITS
+            numbers = value if isinstance(value, tuple) else (value,)
+            counts = [number for number in numbers if isinstance(number, int) or name in _LENGTHS]
+            if any(number > 2**bits - 1 for number in counts):
+                raise ValueError(f"{name} = {shown(value)}: must be below 2^{bits}, as far as jax counts")
+
+    def _validate_cycles(self) -> None:
+        begun, end, length = 0, 0.0, self.cycle_epochs
+        while begun < self.cycles and end < self.epochs:
+            if length >= 2**_BITS or begun == _MOST_CYCLES:
+                raise ValueError(
+                    f"cycle_epochs = {self.cycle_epochs:g}, cycle_mult = {self.cycle_mult:g}: cycle "
+                    f"{begun + 1} would have {length:g} epochs; there can be {_MOST_CYCLES} cycles, each of "
+                    f"less than 2^{_BITS} epochs"
+                )
+            begun, end, length = begun + 1, end + length, length * self.cycle_mult
+
+    def _validate_onecycle(self) -> None:
+        peak = 10 * self.learning_rate if self.max_lr is None else self.max_lr
+        if not 0 < peak / self.div_factor < math.inf:
+            raise ValueError(
+                f"max_lr = {peak:g} over div_factor = {self.div_factor:g} is {peak / self.div_factor:g}, and "
+                "onecycle starts from it: must be above 0 and finite"
+            )
 
     def _validate_sites(self) -> None:
         if len(self.dsm) != len(self.chm):
@@ -185,7 +232,7 @@ def _hints() -> dict[str, Any]:
 def _refuse_unknown(names: Iterable[str], error: type[Exception], owner: str) -> None:
     for name in names:
         if name not in _hints():
-            raise error(f"{owner} has no setting {name!r}; {_hint(name)}")
+            raise error(f"{owner} has no setting {shown(name)}; {_hint(name)}")
 
 
 def _hint(name: str) -> str:

@@ -1,7 +1,6 @@
 """What a state is worth, and what it predicts."""
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
+from forestgaps_jax.in_flight import InFlight
 from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.metrics import GapScores, merge_metrics
 from forestgaps_jax.recipe import check_loss
@@ -21,9 +21,6 @@ from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import make_eval_step, predict_step, predicts_heights
 from forestgaps_jax.totals import Totals
 from forestgaps_jax.types import BatchSource, Site
-
-_RUN_AHEAD = 2
-"""Steps that the host may be ahead of the device: enough to keep it busy, too few to fill its memory."""
 
 
 def evaluate(
@@ -61,10 +58,12 @@ def evaluate(
     own_runs = {callback: callback.run for callback in callbacks or () if hasattr(callback, "run")}
     hooks = CallbackList(callbacks or (), _run(config, state, folder, history))
     try:
-        return score(state, config, source, hooks, "test", loss_fn or create_loss_function(config))
+        metrics = score(state, config, source, hooks, "test", loss_fn or create_loss_function(config))
     finally:
         for callback, own in own_runs.items():
             callback.run = own
+    assert metrics is not None
+    return metrics
 
 
 def _run(config: Config, state: TrainState, folder: Any, history: Any) -> Run:
@@ -96,25 +95,38 @@ def predict(
 
 
 def score(
-    state: TrainState, config: Config, source: BatchSource, hooks: CallbackList, phase: str, loss: Loss
-) -> dict[str, Any]:
-    """The metrics of one pass over a source, firing the events of ``phase`` (validation or test)."""
+    state: TrainState,
+    config: Config,
+    source: BatchSource,
+    hooks: CallbackList,
+    phase: str,
+    loss: Loss,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """The metrics of one pass over a source, firing the events of ``phase`` (validation or test).
+
+    ``interrupted`` is asked after every batch; None is returned where it says yes.
+    """
     heights, step = predicts_heights(loss), make_eval_step(loss, config.thresholds)
     if heights and isinstance(source, TileSampler):
         # One pass over the tiles serves every threshold.
         source = replace(source, thresholds=config.thresholds[:1])
     totals = Totals.zeros(config.thresholds, histogram=True, heights=heights)
     gaps = GapScores(config.boundary_tolerance) if config.gap_scores and phase == "test" else None
-    in_flight: deque[Array] = deque()
+    in_flight = InFlight()
     hooks.fire(f"on_{phase}_begin")
     number = -1
     for number, batch in enumerate(read_batches(source, listed=config.thresholds)):
         hooks.fire(f"on_{phase}_batch_begin", number)
         totals, logs = step(state, totals, batch, np.int32(number))
-        wait(in_flight, logs.loss)
+        in_flight.push(number, batch, logs)
         if gaps is not None:
             gaps.update(*(np.asarray(part) for part in logs.decisions))
+        stop = interrupted()
         hooks.fire(f"on_{phase}_batch_end", number, metrics={"loss": logs.loss})
+        if stop:
+            return None
+    in_flight.drain()
     if number < 0:
         raise ValueError(f"there is no {phase} batch")
     metrics = totals.summary(config.thresholds)
@@ -122,10 +134,3 @@ def score(
         merge_metrics(metrics, gaps.compute(config.thresholds))
     hooks.fire(f"on_{phase}_end", metrics=metrics)
     return metrics
-
-
-def wait(in_flight: deque[Array], loss: Array) -> None:
-    """Wait for the step before the last ones: it is done, or all but, and the device never idles."""
-    in_flight.append(loss)
-    if len(in_flight) > _RUN_AHEAD:
-        in_flight.popleft().block_until_ready()

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from forestgaps_jax import checkpoint, figures
-from forestgaps_jax.callbacks import Monitor, new_run_folder
+from forestgaps_jax.callbacks import Monitor
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
@@ -23,6 +23,7 @@ from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config, parameter_count
 from forestgaps_jax.models.registry import REGRESSION_LOSSES
+from forestgaps_jax.run_folder import differing_settings, find_run, held, new_run_folder
 from forestgaps_jax.state import TrainState, create_state
 from forestgaps_jax.types import Site
 
@@ -37,19 +38,22 @@ _MODEL = {"model_name", "features", "depth", "norm", "height_scale", "spectral_n
 _MODEL |= {"detrend", "opening_windows"}
 
 
-def run_training(config: Config) -> tuple[Path, Scores]:
+def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> tuple[Path, Scores]:
     """Train, and score the best checkpoint on the test tiles.
 
     Args:
         config: the settings. The run folder is ``runs_dir/name``, or the first of ``name-2``, ``name-3``, ...
-            that does not exist; ``run`` where there is no name.
+            that is free; ``run`` where there is no name.
+        resume: ``"auto"``: go on with the latest run of this name and these settings, from its newest
+            checkpoint, as if it had never stopped; one that is finished is scored again.
 
     Returns:
         The run folder and the scores.
 
     Raises:
         ValueError: settings or rasters that cannot train.
-        OSError: a raster that cannot be read.
+        OSError: a raster that cannot be read, or a checkpoint that could not be written.
+        DivergenceError: the loss was infinite or NaN for too long.
     """
     config = _with_absolute_paths(replace(config, name=config.name or "run"))
     # The model and the monitored metric come before the rasters, which may take long, to fail early.
@@ -59,15 +63,33 @@ def run_training(config: Config) -> tuple[Path, Scores]:
     sites = load_sites(config)
     data = create_data(sites, config)
     print(_describe(sites, data.train, config, model))
+    folder = _run_folder(config, resume)
+    with held(folder):
+        state, history = train(state, config, data, folder=folder, resume="auto")
+        _save_figure(folder, "history", figures.plot_history(history))
+        if checkpoint.latest(folder / "checkpoints") != int(state.step):
+            raise OSError(f"the end of the training could not be written to {folder}: make room and go on")
+        if data.test is None:
+            return folder, {}
+        assert isinstance(data.test, TileSampler)
+        state = checkpoint.restore(folder / "checkpoints", state, "best").state
+        return folder, _score(state, config, sites, data.test, folder, "test")
+
+
+def _run_folder(config: Config, resume: Literal["auto", "never"]) -> Path:
+    """The folder to train in; says which of those that are there it is, and why."""
+    first = Path(config.runs_dir) / config.name
+    if resume == "auto" and (found := find_run(config)) is not None:
+        newest = checkpoint.latest(found / "checkpoints")
+        print(f"going on with {found}, from {'its start' if newest is None else f'step {newest}'}")
+        return found
+    differing = differing_settings(config, first) if resume == "auto" and first.exists() else {}
     folder = new_run_folder(config)
-    state, history = train(state, config, data, folder=folder)
-    _save_figure(folder, "history", figures.plot_history(history))
-    if data.test is None:
-        return folder, {}
-    assert isinstance(data.test, TileSampler)
-    best = checkpoint.best(folder / "checkpoints")
-    state = checkpoint.restore(folder / "checkpoints", state, best).state
-    return folder, _score(state, config, sites, data.test, folder, "test")
+    if differing:
+        told = [f"{name} = {there}, now {here}" for name, (there, here) in sorted(differing.items())[:3]]
+        more = ", ..." if len(differing) > 3 else ""
+        print(f"{first} has other settings ({'; '.join(told)}{more}): this run is {folder}")
+    return folder
 
 
 def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "last"] = "best") -> Scores:

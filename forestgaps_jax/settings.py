@@ -269,8 +269,13 @@ class Settings:
     as they were trained."""
     save_frequency: PositiveInt = 1
     """Epochs between checkpoints."""
+    save_minutes: NotNegative = 10.0
+    """Minutes after which a checkpoint is written within an epoch too; 0: at the end of epochs only."""
     max_to_keep: PositiveInt = 1
-    """Best checkpoints to keep, beside the last."""
+    """Best checkpoints to keep, beside the last two."""
+    max_skipped_steps: PositiveInt = 10
+    """Steps in a row that may be skipped, because the loss or a gradient is infinite or NaN, before the
+    training ends with an error and the batch in the run folder."""
     vis_save_frequency: Count = 5
     """Epochs between figures of validation tiles and scores in the run folder; 0: none."""
     profile_steps: tuple[Count, Count] | None = None

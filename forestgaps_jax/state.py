@@ -30,12 +30,14 @@ class TrainState:
     A model of another library fits by giving its own ``apply``; `init_state` makes the rest.
 
     Attributes:
-        step: batches trained on.
+        step: batches seen.
         params: what is trained.
         model_state: what the forward pass changes: running statistics.
         opt_state: state of the optimizer and its schedule, for `trained`.
         rng: key that every random draw is folded from, by step.
         apply: the forward pass, a hashable pure function (see `Apply`).
+        skipped: batches that were left out because the loss or a gradient was infinite or NaN.
+        skipped_in_a_row: those up to the latest batch.
         loss_params: what a loss learns, such as the weights of its parts; None where it learns nothing.
         ema_params: moving average of the parameters; None without.
         plateau: state of a learning rate that follows a metric; None for other schedules.
@@ -47,6 +49,8 @@ class TrainState:
     opt_state: Any
     rng: PRNGKeyArray
     apply: Apply = field(metadata={"static": True})
+    skipped: Int[Array, ""] = field(default_factory=lambda: jnp.zeros((), jnp.int32))
+    skipped_in_a_row: Int[Array, ""] = field(default_factory=lambda: jnp.zeros((), jnp.int32))
     loss_params: Any = None
     ema_params: Any = None
     plateau: Any = None
@@ -61,6 +65,11 @@ class TrainState:
         wanted = getattr(self.apply, "takes_resolution", None)
         wanted = takes(self.apply, "resolution") if wanted is None else wanted
         return {"resolution": resolution} if wanted and resolution is not None else {}
+
+    @property
+    def taken(self) -> Int[Array, ""]:
+        """Batches that have moved the parameters: those seen and not skipped."""
+        return self.step - self.skipped
 
     @property
     def scored_params(self) -> Any:

@@ -1,6 +1,7 @@
 """The three compiled functions: train on a batch, evaluate a batch, predict."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from forestgaps_jax.loss import Loss
 from forestgaps_jax.recipe import Recipe
@@ -24,18 +25,23 @@ class StepLogs(NamedTuple):
         loss: of the batch.
         grad_norm: global norm of the gradients, before any clipping.
         lr: learning rate that was used; NaN where only the optimizer knows it.
+        skipped_in_a_row: steps up to this one that changed nothing, as loss or gradient was not finite.
+        wrong_labels: valid pixels of a given batch whose mask is neither 0 nor 1.
     """
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
     lr: Float[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+    wrong_labels: Int[Array, ""]
 
 
 class EvalLogs(NamedTuple):
-    """The loss of one evaluated batch, and its decisions, still on the device."""
+    """The loss of one evaluated batch, its decisions, and its wrong labels, still on the device."""
 
     loss: Float[Array, ""]
     decisions: Decisions
+    wrong_labels: Int[Array, ""]
 
 
 TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLogs]]
@@ -54,6 +60,9 @@ def make_train_step(recipe: Recipe) -> TrainStep:
     ``source`` is a `Batch`, or a `Sampler`, whose batch of this step is then cut inside the compiled
     function. The state and the totals that go in are given away (donated): use what comes out.
 
+    Where the loss or the gradient is not finite, the step is skipped: nothing of the state moves but its
+    counters, and the totals count one more skipped step.
+
     Equal recipes give the same function, so training again does not compile again.
     """
     return jax.jit(train_step(recipe), donate_argnums=(0, 1))
@@ -64,21 +73,33 @@ def train_step(recipe: Recipe) -> TrainStep:
 
     def step(state: TrainState, totals: Totals, source: Batch | Sampler):
         batch = _sampled(source, state.step) if isinstance(source, Sampler) else source
-
-        def loss_of(trained: Any):
-            params, loss_params = _parts(state, trained)
-            options = _training_options(recipe, state)
-            loss, output, model_state = _forward(recipe.loss, state, params, loss_params, batch, **options)
-            return loss, (output, model_state)
-
-        (loss, (output, model_state)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
-        logs = StepLogs(loss, optax.tree.norm(grads), _learning_rate(recipe, state))
-        state = _updated(recipe, state, grads, model_state)
+        (loss, (output, model_state)), grads = gradients(recipe, state, batch)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        rate, wrong = _learning_rate(recipe, state), _wrong_labels(source)
+        state = _guarded(state, _updated(recipe, state, grads, model_state), finite)
         batch = _as_scored(recipe.loss, batch)
         decisions = _decide(recipe.loss, output, batch, recipe.thresholds)
-        return state, totals.add(loss, output, batch, decisions, logs.grad_norm), logs
+        totals = totals.add(loss, output, batch, decisions, norm, finite)
+        return state, totals, StepLogs(loss, norm, rate, state.skipped_in_a_row, wrong)
 
     return step
+
+
+def gradients(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[tuple[Array, tuple[Array, Any]], Any]:
+    """Loss, network output, new model state, and the gradients of `TrainState.trained`, in one training step.
+
+    Returns:
+        ``((loss, (output, model_state)), gradients)``, as ``jax.value_and_grad`` gives them.
+    """
+
+    def loss_of(trained: Any):
+        params, loss_params = _parts(state, trained)
+        options = _training_options(recipe, state)
+        loss, output, model_state = _forward(recipe.loss, state, params, loss_params, batch, **options)
+        return loss, (output, model_state)
+
+    return jax.value_and_grad(loss_of, has_aux=True)(state.trained)
 
 
 @lru_cache(maxsize=8)
@@ -94,7 +115,8 @@ def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
         value, output, _ = _forward(loss, state, state.scored_params, state.loss_params, batch)
         batch = _as_scored(loss, batch)
         decisions = _decide(loss, output, batch, thresholds)
-        return totals.add(value, output, batch, decisions), EvalLogs(value, decisions)
+        logs = EvalLogs(value, decisions, _wrong_labels(source))
+        return totals.add(value, output, batch, decisions), logs
 
     return jax.jit(step, donate_argnums=1)
 
@@ -179,7 +201,7 @@ def _training_options(recipe: Recipe, state: TrainState) -> dict[str, Any]:
 def _learning_rate(recipe: Recipe, state: TrainState) -> Array:
     if recipe.learning_rate is None:
         return jnp.full((), jnp.nan)
-    rate = jnp.asarray(recipe.learning_rate(state.step // recipe.accumulation), jnp.float32)
+    rate = jnp.asarray(recipe.learning_rate(state.taken // recipe.accumulation), jnp.float32)
     return rate if state.plateau is None else rate * state.plateau.scale
 
 
@@ -188,17 +210,38 @@ def _updated(recipe: Recipe, state: TrainState, grads: Any, model_state: Any) ->
     if state.plateau is not None:
         updates = optax.tree.scale(state.plateau.scale, updates)
     params, loss_params = _parts(state, optax.apply_updates(state.trained, updates))
-    return TrainState(
-        step=state.step + 1,
+    return replace(
+        state,
         params=params,
         model_state=model_state,
         opt_state=opt_state,
-        rng=state.rng,
-        apply=state.apply,
         loss_params=loss_params,
         ema_params=_averaged(recipe, state, params),
-        plateau=state.plateau,
     )
+
+
+def _guarded(before: TrainState, after: TrainState, finite: Bool[Array, ""]) -> TrainState:
+    """The state after a step that counts only where it is finite."""
+
+    def chosen(new: Array, old: Array) -> Array:
+        return jnp.where(finite, new, old)
+
+    moved = ("params", "model_state", "opt_state", "loss_params", "ema_params")
+    return replace(
+        before,
+        step=before.step + 1,
+        skipped=before.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, before.skipped_in_a_row + 1),
+        **{name: jax.tree.map(chosen, getattr(after, name), getattr(before, name)) for name in moved},
+    )
+
+
+def _wrong_labels(source: Batch | Sampler) -> Int[Array, ""]:
+    """How many labels are none; a sampler makes them itself."""
+    if isinstance(source, Sampler):
+        return jnp.zeros((), jnp.int32)
+    mask = jnp.asarray(source.mask)
+    return jnp.sum(jnp.asarray(source.counted) & (mask != 0) & (mask != 1), dtype=jnp.int32)
 
 
 def _parts(state: TrainState, trained: Any) -> tuple[Any, Any]:
@@ -210,6 +253,6 @@ def _averaged(recipe: Recipe, state: TrainState, params: Any) -> Any:
     """The moving average after an optimizer step; short at first, so that the start is soon forgotten."""
     if state.ema_params is None:
         return None
-    updates, left = divmod(state.step + 1, recipe.accumulation)
+    updates, left = divmod(state.taken + 1, recipe.accumulation)
     decay = jnp.minimum(recipe.ema_decay, (1.0 + updates) / (10.0 + updates))
     return optax.incremental_update(params, state.ema_params, jnp.where(left == 0, 1.0 - decay, 0.0))

@@ -62,6 +62,7 @@ class Totals:
         norms: finite gradient norms: sum, largest, how many; None if they are not asked for.
         histogram: probabilities by truth, in the rows of ``counts``; None in training and for heights.
         heights: errors of predicted heights; None for a network of gap logits.
+        skipped: batches left out of all the others because their loss or gradient was not finite.
     """
 
     loss: Float[Array, ""]
@@ -70,10 +71,16 @@ class Totals:
     norms: Float[Array, "3"] | None = None
     histogram: ProbabilityHistogram | None = None
     heights: RegressionSums | None = None
+    skipped: Int[Array, ""] | None = None
 
     @staticmethod
     def zeros(
-        thresholds: tuple[float, ...], *, norms: bool = False, histogram: bool = False, heights: bool = False
+        thresholds: tuple[float, ...],
+        *,
+        training: bool = False,
+        norms: bool = False,
+        histogram: bool = False,
+        heights: bool = False,
     ) -> "Totals":
         """Nothing added yet."""
         rows = len(thresholds) + 1
@@ -84,6 +91,7 @@ class Totals:
             jnp.zeros(3) if norms else None,
             ProbabilityHistogram.zeros(rows) if histogram and not heights else None,
             RegressionSums.zeros(1) if heights else None,
+            jnp.zeros((), jnp.int32) if training else None,
         )
 
     def add(
@@ -93,9 +101,11 @@ class Totals:
         batch: Batch,
         decisions: Decisions,
         grad_norm: Float[Array, ""] | None = None,
+        finite: Bool[Array, ""] | bool = True,
     ) -> "Totals":
-        """Add a batch: its loss, what the network gave, and what follows from that."""
-        valid, predicted = jnp.asarray(batch.counted), decisions.predicted
+        """Add a batch: its loss, what the network gave, and what follows; nothing of one not finite."""
+        valid = jnp.asarray(batch.counted) & finite
+        decided = decisions._replace(valid=decisions.valid & finite)
         pixels = jnp.sum(valid, dtype=jnp.float32)
         norms, histogram, heights = self.norms, self.histogram, self.heights
         if norms is not None and grad_norm is not None:
@@ -103,26 +113,25 @@ class Totals:
             norm = jnp.where(finite, grad_norm, 0.0)
             norms = jnp.stack([norms[0] + norm, jnp.maximum(norms[1], norm), norms[2] + finite])
         if histogram is not None:
-            histogram = histogram.update(
-                output, decisions.truth, group=decisions.group, valid=decisions.valid
-            )
+            histogram = histogram.update(output, decided.truth, group=decided.group, valid=decided.valid)
         if heights is not None:
             heights = heights.update(output, jnp.asarray(batch.chm), valid=valid)
         return Totals(
             # A batch without a valid pixel has a loss of 0, which weighs nothing.
-            self.loss + loss * pixels,
+            self.loss + jnp.where(finite, loss, 0.0) * pixels,
             self.pixels + pixels,
-            self.counts.update(predicted, decisions.truth, group=decisions.group, valid=decisions.valid),
+            self.counts.update(decided.predicted, decided.truth, group=decided.group, valid=decided.valid),
             norms,
             histogram,
             heights,
+            None if self.skipped is None else self.skipped + ~jnp.asarray(finite),
         )
 
     def summary(self, thresholds: tuple[float, ...]) -> dict[str, Any]:
         """All metrics, as plain Python values; waits for the device.
 
-        Adds to `summarize_counts`: ``grad_norm`` and ``grad_norm_max``; ``pr_auc`` and the best probability
-        cut; ``regression``; each where it was added up.
+        Adds to `summarize_counts`: ``skipped_steps``; ``grad_norm`` and ``grad_norm_max``; ``pr_auc`` and the
+        best probability cut; ``regression``; each where it was added up.
         """
         host = jax.device_get(self)
         loss = float(host.loss / host.pixels) if host.pixels else math.nan
@@ -131,6 +140,8 @@ class Totals:
             total, largest, steps = host.norms.tolist()
             mean = total / steps if steps else math.nan
             metrics |= {"grad_norm": mean, "grad_norm_max": largest if steps else math.nan}
+        if host.skipped is not None:
+            metrics["skipped_steps"] = int(host.skipped)
         if host.heights is not None:
             metrics["regression"] = regression_metrics(host.heights)
         if host.histogram is not None:

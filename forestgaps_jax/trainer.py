@@ -9,12 +9,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from forestgaps_jax import checkpoint
-from forestgaps_jax.callbacks import Callback, new_run_folder
+from forestgaps_jax.callbacks import Callback
 from forestgaps_jax.config import Config
+from forestgaps_jax.interruption import TrainingInterrupted, TrainingTerminated
 from forestgaps_jax.loop import HISTORY, evaluate, predict, train
 from forestgaps_jax.loss import Loss
 from forestgaps_jax.metrics import from_json, to_json
 from forestgaps_jax.recipe import Optimizer
+from forestgaps_jax.run_folder import new_run_folder
 from forestgaps_jax.state import create_state
 from forestgaps_jax.types import Data
 
@@ -76,23 +78,28 @@ class Trainer:
         """Train up to ``config.epochs``, going on where the last call ended; returns the whole history.
 
         Called again it trains the epochs that are left: none, unless ``config.epochs`` was raised, or a
-        callback had stopped it; early stopping stops at once again where its patience is used up.
+        callback or a signal had stopped it; early stopping stops at once again where its patience is used up.
         """
         if self.folder is None and self.config.name:
             self.folder = new_run_folder(self.config)
-        self.state, self.history = train(
-            self.state,
-            self.config,
-            self.data,
-            self.callbacks,
-            folder=self.folder,
-            history=self.history,
-            default_callbacks=self.default_callbacks,
-            loss_fn=self.loss_fn,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
-        )
-        self._update_model()
+        try:
+            self.state, self.history = train(
+                self.state,
+                self.config,
+                self.data,
+                self.callbacks,
+                folder=self.folder,
+                history=self.history,
+                default_callbacks=self.default_callbacks,
+                loss_fn=self.loss_fn,
+                optimizer=self.optimizer,
+                scheduler=self.scheduler,
+            )
+        except (TrainingInterrupted, TrainingTerminated) as stop:
+            self.state, self.history = stop.state, stop.history
+            raise
+        finally:
+            self._update_model()
         return self.history
 
     def test(self, loader: Any = None) -> dict[str, Any]:
@@ -145,12 +152,14 @@ class Trainer:
         """
         checkpoints = Path(path) / "checkpoints"
         if checkpoints.is_dir():
-            self.state, info = checkpoint.restore(checkpoints, self.state)
+            saved = checkpoint.restore(checkpoints, self.state, settings=self.config.to_dict())
+            checkpoint.set_aside(checkpoints, saved.damaged)
             self.folder = Path(path)
         else:
-            self.state, info = checkpoint.restore_one(path, self.state)
+            saved = checkpoint.restore_one(path, self.state)
             self.folder = None
-        self.history = {name: [] for name in HISTORY} | from_json(info.get("history", {}))
+        self.state = saved.state
+        self.history = {name: [] for name in HISTORY} | from_json(saved.info.get("history", {}))
         self._update_model()
 
     def resume_training(self, path: str | Path) -> dict[str, list[Any]]:

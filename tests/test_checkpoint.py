@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def test_what_is_restored_is_what_was_saved_bit_for_bit(folder):
-    expected, (state, info) = at_step(new_state(seed=7), 20), restore(folder, new_state(), 20)
+    expected, (state, info, *_) = at_step(new_state(seed=7), 20), restore(folder, new_state(), 20)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype
@@ -42,8 +42,8 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(folder):
     assert info == {"epoch": 2, "loss": [0.5, None]}
 
 
-def test_the_newest_and_the_best_are_kept_and_nothing_else(folder):
-    assert sorted(int(path.name) for path in folder.iterdir()) == [20, 40]
+def test_the_two_newest_and_the_best_are_kept_and_nothing_else(folder):
+    assert sorted(int(path.name) for path in folder.iterdir()) == [20, 30, 40]
     assert (latest(folder), best(folder)) == (40, 20)
     assert int(restore(folder, new_state()).state.step) == 40
 
@@ -78,8 +78,8 @@ def test_another_model_or_optimizer_is_refused_with_the_leaf_that_differs(folder
 
 
 def test_a_missing_checkpoint_is_named_with_those_there_are(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint 30 .*\[20, 40\]"):
-        restore(folder, new_state(), 30)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 10 .*\[20, 30, 40\]"):
+        restore(folder, new_state(), 10)
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         restore(tmp_path / "nowhere", new_state())
     assert best(tmp_path) is None

@@ -124,6 +124,8 @@ CHANGED = {
     "early_stopping_min_delta": 0.01,
     "early_stopping_restore_best": True,
     "save_frequency": 2,
+    "save_minutes": 0.5,
+    "max_skipped_steps": 3,
     "max_to_keep": 3,
     "vis_save_frequency": 0,
     "profile_steps": (2, 5),

@@ -129,7 +129,7 @@ def test_one_compilation_serves_all_epochs_and_the_last_smaller_batch(state, con
     assert sorted(traces) == [False, True]
 
 
-def test_the_host_fetches_nothing_within_an_epoch(state, config, data, monkeypatch):
+def test_the_host_waits_for_nothing_within_an_epoch(state, config, data, monkeypatch):
     array_type = type(jnp.zeros(()))
     fetch, fetched, watching = array_type._value, [], []
 
@@ -143,12 +143,15 @@ def test_the_host_fetches_nothing_within_an_epoch(state, config, data, monkeypat
 
     def value(array):
         if watching:
-            fetched.append(array.shape)
+            fetched.append((array.shape, array.is_ready()))
         return fetch.__get__(array)
 
     monkeypatch.setattr(array_type, "_value", property(value))
     train(state, config, data, [Watch()])
-    assert fetched == []
+    # What a step found wrong is looked at when that step is long done: two scalars, that nobody waits for.
+    assert set(fetched) <= {((), True)}
+    assert len(fetched) <= 2 * config.epochs * data.train.steps_per_epoch
+    fetched.clear()
     watching.append(True)
     float(jnp.ones(()) * 3)
     assert fetched, "the watch itself must see a fetch"
@@ -361,7 +364,7 @@ def test_a_users_callback_joins_the_default_ones_unless_they_are_turned_off(stat
     train(state, config, data, [Mine()])
     train(state, config, data, [Mine()], default_callbacks=False)
     assert (tmp_path / "run" / "checkpoints").is_dir()
-    assert list((tmp_path / "run-2").iterdir()) == []
+    assert {path.name for path in (tmp_path / "run-2").iterdir()} == {"config.toml", ".lock"}
     assert "parameters" in summaries[0]
 
 

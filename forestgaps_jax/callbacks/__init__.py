@@ -10,7 +10,7 @@ from forestgaps_jax.callbacks.logging import LoggingCallback
 from forestgaps_jax.callbacks.monitor import Monitor
 from forestgaps_jax.callbacks.profiling import Profiler
 from forestgaps_jax.callbacks.progress import ProgressBar
-from forestgaps_jax.callbacks.run import Run, new_run_folder
+from forestgaps_jax.callbacks.run import Position, Run
 from forestgaps_jax.callbacks.timing import Timer
 from forestgaps_jax.callbacks.visualization import ConfusionVisualizer, FigureCallback, VisualizationCallback
 
@@ -26,11 +26,11 @@ __all__ = [
     "LearningRateMonitor",
     "LoggingCallback",
     "Monitor",
+    "Position",
     "Profiler",
     "ProgressBar",
     "Run",
     "Timer",
     "VisualizationCallback",
-    "new_run_folder",
     "with_defaults",
 ]

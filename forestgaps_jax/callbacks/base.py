@@ -24,6 +24,13 @@ class Callback:
 
     run: Run
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint shall keep of this callback: dictionaries and lists of arrays and numbers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave, as NumPy arrays, where a training goes on."""
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Once, before the first epoch.
 
@@ -94,6 +101,8 @@ class CallbackList:
             _check(callback)
             if run is not None:
                 callback.run = run
+        if run is not None:
+            run.callbacks = self.callbacks
 
     def fire(self, event: str, *position: int, **logs: Any) -> None:
         """Call ``event(*position, logs)`` on each."""

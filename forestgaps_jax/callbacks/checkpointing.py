@@ -1,21 +1,25 @@
 """Checkpoints while training."""
 
-from functools import partial
+import logging
+import time
 from typing import Any
 
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.monitor import Monitor
+from forestgaps_jax.callbacks.resumption import information, progress
 from forestgaps_jax.checkpoint import Checkpointer, latest
-from forestgaps_jax.metrics import to_json
 
 
 class CheckpointingCallback(Callback):
-    """Saves to ``checkpoints/`` in the run folder; keeps the last and the best.
+    """Saves to ``checkpoints/`` in the run folder; keeps the last two and the best.
 
-    Saved are every ``save_frequency``-th epoch, every epoch that is the best so far, the last one, and the
-    step after which `Run.save` or, within an epoch, `Run.stop` was called. Epochs that are in the history
-    when the training starts count for the best so far. A run without a folder is not saved. Have it as the
-    last callback: what others ask for after it waits for the next step.
+    Saved are every ``save_frequency``-th epoch, every epoch that is the best so far, the last one, every
+    ``save_minutes`` within an epoch, and the step after which `Run.save` or, within an epoch, `Run.stop` was
+    called. A training that goes on from any of them ends as if it had never stopped. Epochs that are in the
+    history when the training starts count for the best so far. A run without a folder is not saved. Have it
+    as the last callback: what others ask for after it waits for the next step.
+
+    A checkpoint that cannot be written does not end the training: an error is logged, and it is tried again.
 
     Args:
         monitor: what makes a checkpoint the best (see `Monitor`); None for ``config.monitor_metric``, by
@@ -27,6 +31,7 @@ class CheckpointingCallback(Callback):
     Raises:
         ValueError: no such metric, a number below 1; at the start: a threshold that is not listed, a metric
             that such a network has not, or a folder with checkpoints later than the state.
+        OSError: at the start: the folder cannot be written to.
     """
 
     def __init__(
@@ -56,24 +61,30 @@ class CheckpointingCallback(Callback):
         for past in self.run.past_epochs():
             self._monitor.update(past)
         self._save_frequency = save_frequency or config.save_frequency
-        self._checkpointer = None
+        self._checkpointer, self._saved_at = None, time.monotonic()
         if self.run.folder is None:
             return
         folder, step = self.run.folder / "checkpoints", int(self.run.state.step)
         newest = latest(folder)
         if newest is not None and newest > step:
             raise ValueError(
-                f"{folder} holds step {newest}, later than the state's {step}: give another folder"
+                f"{folder} holds step {newest}, later than the state's {step}: give another folder, or go on "
+                "from there by resume='auto'"
             )
-        self._open = partial(Checkpointer, folder, keep_best=max_to_keep or config.max_to_keep)
-        self._checkpointer, self._newest = self._open(), newest
+        self._checkpointer = Checkpointer(folder, keep_best=max_to_keep or config.max_to_keep)
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save where a callback asked for it, and before the training ends within an epoch."""
-        assert logs is not None
+        """Save where it was asked for or is time, and before the training ends within an epoch."""
         cut_short = self.run.stop_reason is not None and batch + 1 < self.run.steps_per_epoch
-        if self.run.save_requested or cut_short:
-            self._save(logs["epoch"])
+        minutes = self.run.config.save_minutes
+        due = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        if due or self.run.save_requested or self.run.interrupted or cut_short:
+            self._save()
+
+    def on_validation_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Save the end of the training epoch where its validation is interrupted."""
+        if self.run.interrupted:
+            self._save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the epochs that are to be saved."""
@@ -82,22 +93,18 @@ class CheckpointingCallback(Callback):
         best = self._monitor.update(logs)
         last = done == self.run.config.epochs or self.run.stop_reason is not None
         if best or last or self.run.save_requested or done % self._save_frequency == 0:
-            self._save(epoch, self._monitor.score(logs))
+            self._save(self._monitor.score(logs))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Wait for the last save."""
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-
-    def _save(self, epoch: int, score: float | None = None) -> None:
-        self.run.save_requested = False
         if self._checkpointer is None:
             return
-        step = int(self.run.state.step)
-        if step == self._newest:
-            # Orbax fails to replace what it is still writing: wait for it.
+        try:
             self._checkpointer.close()
-            self._checkpointer = self._open()
-        self._newest = step
-        info = {"epoch": epoch, "config": self.run.config.to_dict(), "history": self.run.history}
-        self._checkpointer.save(self.run.state, to_json(info), score)
+        except OSError as error:
+            logging.getLogger(__name__).error("the last checkpoint is lost: %s", error)
+
+    def _save(self, score: float | None = None) -> None:
+        self.run.save_requested, self._saved_at = False, time.monotonic()
+        if self._checkpointer is not None:
+            self._checkpointer.save(self.run.state, information(self.run), score, progress(self.run))

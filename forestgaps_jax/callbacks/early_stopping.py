@@ -24,7 +24,8 @@ class EarlyStoppingCallback(Callback):
         patience: epochs without improvement after which the training ends; 0 is the same as 1.
         min_delta: least change that counts as improvement.
         restore_best: end with the weights and statistics of the best epoch, whatever ended the training.
-            They are kept in memory, once more; the best epoch is that of this call of `train`.
+            They are kept in memory, once more, and in checkpoints. Where a training is given a history and
+            no checkpoint to go on from, the best epoch is that of this call of `train`.
 
     Attributes:
         monitor: the `Monitor`.
@@ -77,6 +78,15 @@ class EarlyStoppingCallback(Callback):
             self._weights = jax.tree.map(jnp.copy, weights_of(self.run.state))
         if epoch + 1 < self.run.config.epochs:
             self._stop_if_standing()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best weights, where they are to be given back."""
+        return {} if self._weights is None else {"weights": jax.tree.leaves(self._weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the best weights again."""
+        structure = jax.tree.structure(weights_of(self.run.state))
+        self._weights = jax.tree.unflatten(structure, map(jnp.array, state["weights"]))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Give the best weights back."""

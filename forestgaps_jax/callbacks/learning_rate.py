@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from forestgaps_jax.callbacks.base import Callback
 
@@ -26,10 +27,22 @@ class LearningRateMonitor(Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget another training."""
         self.steps, self.rates = [], []
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin with nothing in flight."""
         self._in_flight: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rates, those of the epoch begun too."""
+        state = {"steps": np.array(self.steps, int), "rates": np.array(self.rates, float)}
+        flying = {"steps": np.array(list(self._in_flight), int), "rates": list(self._in_flight.values())}
+        parts = {"done": state, "in_flight": flying}
+        return {name: part for name, part in parts.items() if len(part["steps"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the rates up."""
+        if "done" in state:
+            self.steps, self.rates = (state["done"][name].tolist() for name in ("steps", "rates"))
+        if "in_flight" in state:
+            flying = state["in_flight"]
+            self._in_flight = dict(zip(flying["steps"].tolist(), flying["rates"], strict=True))
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Keep the rate, on the device."""
@@ -41,6 +54,7 @@ class LearningRateMonitor(Callback):
         rates = {step: float(rate) for step, rate in jax.device_get(self._in_flight).items()}
         self.steps += rates
         self.rates += rates.values()
+        self._in_flight = {}
         if self.run.events is not None:
             for step, rate in rates.items():
                 if not math.isnan(rate):

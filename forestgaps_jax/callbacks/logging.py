@@ -2,10 +2,10 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from forestgaps_jax.callbacks.base import Callback
+from forestgaps_jax.callbacks.disk import tolerated
 from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.metrics import to_json
+from forestgaps_jax.run_folder import write_settings
 
 _PER_THRESHOLD = ("iou", "f1", "precision", "recall", "pr_auc")
 _VERSIONS = ("forestgaps_jax", "jax", "flax", "optax")
@@ -44,9 +46,8 @@ class LoggingCallback(Callback):
         self._start = time.perf_counter()
         if self._folder is None:
             return
-        settings = self._folder / "config.toml"
-        named = replace(self.run.config, name=self._folder.name, runs_dir=str(self._folder.parent))
-        named.to_toml(settings)
+        write_settings(self.run.config, self._folder, self._folder.name)
+        _forget_epochs(self._folder / "metrics.jsonl", self.run.position.epoch)
         self._write(_first_line(self.run))
         if summary := (logs or {}).get("model_summary"):
             self._write("the network\n" + indent(str(summary), "  "))
@@ -54,9 +55,10 @@ class LoggingCallback(Callback):
             told = ", ".join(f"{threshold:g} m {weight:.3g}" for threshold, weight in weights.items())
             self._write(f"threshold weights: {told}")
         if self.run.config.use_tensorboard:
-            self._events = self.run.events = _open_events(self._folder)
+            self._events = self.run.events = _open_events(self._folder, self.run.position.epoch)
         if self._events is not None:
-            self._events.add_text("config", f"```toml\n{settings.read_text(encoding='utf-8')}```", 0)
+            settings = (self._folder / "config.toml").read_text(encoding="utf-8")
+            self._events.add_text("config", f"```toml\n{settings}```", 0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start counting tiles."""
@@ -74,7 +76,7 @@ class LoggingCallback(Callback):
         if self._folder is None:
             return
         line = json.dumps(to_json({"epoch": epoch, **logs}), default=_plain)
-        with open(self._folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with tolerated("metrics.jsonl"), open(self._folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
         self._write(epoch_line(epoch, self.run.config.epochs, logs))
         if self._events is not None:
@@ -90,7 +92,8 @@ class LoggingCallback(Callback):
         if self._folder is None:
             return
         history = json.dumps(_whole_history(self._folder / "metrics.jsonl", logs["history"]), default=_plain)
-        (self._folder / "history.json").write_text(history, encoding="utf-8")
+        with tolerated("history.json"):
+            _replace(self._folder / "history.json", history)
         best = ", ".join(f"{name} {_short(value)}" for name, value in logs["best_metrics"].items())
         reason = logs["stop_reason"]
         self._write(
@@ -103,7 +106,7 @@ class LoggingCallback(Callback):
 
     def _write(self, line: str) -> None:
         assert self._folder is not None
-        with open(self._folder / "train.log", "a", encoding="utf-8") as file:
+        with tolerated("train.log"), open(self._folder / "train.log", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
 
@@ -136,6 +139,27 @@ def _first_line(run: Run) -> str:
         f"{run.steps_per_epoch} steps an epoch, {run.config.epochs} epochs; "
         f"{len(devices)} x {devices[0].device_kind}; {versions}"
     )
+
+
+def _forget_epochs(lines: Path, first: int) -> None:
+    """Drop the lines of epochs that will come again, and one that was cut off."""
+    if not lines.is_file():
+        return
+    kept = []
+    for line in lines.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["epoch"] < first:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    _replace(lines, "".join(kept))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that is whole at every moment."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,10 +206,10 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _open_events(folder: Path) -> Any:
+def _open_events(folder: Path, first_epoch: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         logging.getLogger(__name__).warning("no TensorBoard events: pip install tensorboardX")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first_epoch or None)

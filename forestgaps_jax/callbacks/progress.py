@@ -57,7 +57,7 @@ class ProgressBar(Callback):
         """Close the bar, and say why the training ended where it ended before its last epoch."""
         if self._bar is not None:
             self._bar.close()
-        if logs is not None and logs["stop_reason"] is not None:
+        if logs is not None and logs["stop_reason"] is not None and not self.run.interrupted:
             self._print(f"stopped: {logs['stop_reason']}")
 
     def _print(self, line: str) -> None:

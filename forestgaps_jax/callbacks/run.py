@@ -1,19 +1,44 @@
-"""A training as its callbacks see it, and the folder that it writes to."""
+"""A training as its callbacks see it."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import chain, count
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.state import TrainState
+from forestgaps_jax.totals import Totals
 from forestgaps_jax.types import Data
 
+if TYPE_CHECKING:
+    from forestgaps_jax.callbacks.base import Callback
+
 _WEIGHTS = ("params", "model_state", "loss_params", "ema_params")
+
+
+@dataclass
+class Position:
+    """Where a training stands between two steps, besides its state and its history.
+
+    Attributes:
+        epoch: that is going on, or comes next; counted from 0.
+        batch: training batches of it that are done.
+        totals: sums of its training batches so far; None before the first.
+        lr: learning rate of its latest step.
+        seconds: that it has taken, over all the processes that worked on it.
+        source: where the iterator of the training data stands; None where it cannot tell.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    totals: Totals | None = None
+    lr: Any = math.nan
+    seconds: float = 0.0
+    source: Any = None
 
 
 class Run:
@@ -30,7 +55,10 @@ class Run:
         heights: whether the network predicts heights and no gap probabilities; None where that is not known.
         events: TensorBoard's writer; None where there is none.
         stop_reason: why the training is to end; None while it goes on.
+        interrupted: whether the training is to end at once, for a signal, and to go on later.
         save_requested: whether a checkpoint is to be written after the current step.
+        position: where the training stands.
+        callbacks: all of them.
     """
 
     def __init__(
@@ -48,7 +76,10 @@ class Run:
         self.history: dict[str, list[Any]] = {} if history is None else history
         self.events: Any = None
         self.stop_reason: str | None = None
+        self.interrupted = False
         self.save_requested = False
+        self.position = Position()
+        self.callbacks: list[Callback] = []
 
     @property
     def state(self) -> TrainState:
@@ -94,18 +125,3 @@ class Run:
 def weights_of(state: TrainState) -> dict[str, Any]:
     """What `Run.load_weights` takes over: all that the network and the loss have learned, by its name."""
     return {name: getattr(state, name) for name in _WEIGHTS}
-
-
-def new_run_folder(config: Config) -> Path:
-    """Make ``runs_dir/name``, or the first of ``name-2``, ``name-3``, ... that does not exist.
-
-    So no run ever mixes with, or writes over, another; not even one that starts at the same moment.
-    """
-    folder = Path(config.runs_dir) / config.name
-    for candidate in chain([folder], (folder.with_name(f"{config.name}-{n}") for n in count(2))):
-        try:
-            candidate.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return candidate
-    raise AssertionError("there is always a next number")

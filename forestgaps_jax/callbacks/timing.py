@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from forestgaps_jax.callbacks.base import Callback
 
@@ -29,6 +30,16 @@ class Timer(Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget another training."""
         self._forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs that were measured."""
+        if not self._epoch_times:
+            return {}
+        return {"measured": np.array([self.tiles_per_second, self.ms_per_step, self._epoch_times])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the measured epochs up."""
+        self.tiles_per_second, self.ms_per_step, self._epoch_times = state["measured"].tolist()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the clock."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from forestgaps_jax import figures
 from forestgaps_jax.callbacks.base import Callback
+from forestgaps_jax.callbacks.disk import tolerated
 from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.callbacks.tiles import choose_tiles
 from forestgaps_jax.figures.canvas import render
@@ -66,8 +67,9 @@ class FigureCallback(Callback):
         """Put a figure into the run folder and, under the tag, into TensorBoard."""
         assert self.run.folder is not None
         folder = self.run.folder / "figures"
-        folder.mkdir(exist_ok=True)
-        figure.savefig(folder / f"epoch_{epoch + 1:04d}_{name}.png")
+        with tolerated(f"figure {name}"):
+            folder.mkdir(exist_ok=True)
+            figure.savefig(folder / f"epoch_{epoch + 1:04d}_{name}.png")
         if self.run.events is not None:
             self.run.events.add_image(tag, render(figure), epoch, dataformats="HWC")
 

@@ -1,9 +1,11 @@
 """How the loop reads its sources: samplers, or whatever yields batches."""
 
+import base64
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, repeat
-from typing import Any
+from typing import Any, cast
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_batch, fill_up, warn_of_unlisted
@@ -13,6 +15,12 @@ from forestgaps_jax.data.sources import create_data, evaluation_sampler, trainin
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
 _ONLY_ONCE = "a source of type {} can be read only once: give a list of batches, or what can be read again"
+
+_ORDER = (
+    "THE ORDER OF data.train IS NOT RESUMED: the first %d batches of %s were read again and dropped; where "
+    "it shuffles, some tiles come twice and others not at all. A sampler, a list, or an iterator with "
+    "get_state and set_state goes on exactly"
+)
 
 
 def as_data(data: Data | Mapping[str, Any] | Site | Sequence[Site], config: Config) -> Data:
@@ -112,20 +120,74 @@ def steps_per_epoch(source: BatchSource) -> int:
     return steps
 
 
-def read_batches(
-    source: BatchSource, first: int = 0, listed: tuple[float, ...] | None = None
-) -> Iterable[Batch | Sampler]:
-    """What the compiled step takes, from batch ``first`` on: a sampler again and again, or batches.
+def read_batches(source: BatchSource, listed: tuple[float, ...] | None = None) -> Iterable[Batch | Sampler]:
+    """What the compiled step takes: a sampler again and again, or the batches of one pass.
 
     With ``listed``, one warning is logged where a batch on the host has a threshold that is not among these.
     """
     if isinstance(source, Sampler):
-        yield from repeat(source, source.steps_per_epoch - first)
-        return
-    size = 0
-    for item in islice(source, first, None):
-        batch = as_batch(item)
-        if listed is not None:
-            warn_of_unlisted(batch.threshold, listed)
-        size = size or batch.dsm.shape[0]
-        yield fill_up(batch, size)
+        return repeat(source, source.steps_per_epoch)
+    return BatchReader(source, listed=listed)
+
+
+class BatchReader:
+    """The batches of one pass over an iterable, all of the size of the first; it knows where it stands.
+
+    A pass that was begun goes on at its next batch. An iterator with ``get_state`` and ``set_state``, as
+    those of Grain, is set there; of others the batches before are read and dropped.
+
+    Args:
+        source: yields batches.
+        first: batches of the pass that were read before.
+        state: as `state` gave it then; None where it is not known.
+        resumed: whether the pass belongs to a training that was begun before: a warning is logged where the
+            order of its batches may not be the one that it would have been.
+        listed: see `read_batches`.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        first: int = 0,
+        state: dict[str, Any] | None = None,
+        resumed: bool = False,
+        listed: tuple[float, ...] | None = None,
+    ):
+        self._listed, self._size = listed, (state or {}).get("size", 0)
+        self._iterator = iter(source)
+        saved = (state or {}).get("iterator")
+        if first and saved is not None:
+            cast(Any, self._iterator).set_state(_decoded(saved))
+        else:
+            self._skip(first)
+        if resumed and not (isinstance(source, list | tuple) or hasattr(self._iterator, "get_state")):
+            logging.getLogger(__name__).warning(_ORDER, first, type(source).__name__)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = as_batch(next(self._iterator))
+        if self._listed is not None:
+            warn_of_unlisted(batch.threshold, self._listed)
+        self._size = self._size or batch.dsm.shape[0]
+        return fill_up(batch, self._size)
+
+    def state(self) -> dict[str, Any]:
+        """Where the pass stands, as JSON."""
+        get_state = getattr(self._iterator, "get_state", None)
+        return {"size": self._size, "iterator": None if get_state is None else _encoded(get_state())}
+
+    def _skip(self, first: int) -> None:
+        for number, item in enumerate(islice(self._iterator, first)):
+            if number == 0 and not self._size:
+                self._size = as_batch(item).dsm.shape[0]
+
+
+def _encoded(state: Any) -> Any:
+    return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
+
+
+def _decoded(state: Any) -> Any:
+    is_bytes = isinstance(state, Mapping) and state.keys() == {"base64"}
+    return base64.b64decode(state["base64"]) if is_bytes else state

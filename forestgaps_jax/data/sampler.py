@@ -12,6 +12,16 @@ from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.types import Batch, Site, pytree_dataclass
 
 
+class Names(tuple[str, ...]):
+    """What is told to readers and is no part of what is compiled: all are equal to jax."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 @pytree_dataclass
 class Rasters:
     """The heights of several sites of any shape, end to end, on the device; NaN where not known."""
@@ -21,6 +31,7 @@ class Rasters:
     start: Int[Array, " sites"]
     width: Int[Array, " sites"]
     resolution: Float[Array, " sites"]
+    names: Names = field(default=Names(), metadata={"static": True})
 
     @staticmethod
     def from_sites(sites: Sequence[Site]) -> "Rasters":
@@ -38,6 +49,7 @@ class Rasters:
             start=jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32),
             width=jnp.asarray([site.shape[1] for site in sites], jnp.int32),
             resolution=jnp.asarray([site.grid.resolution for site in sites], jnp.float32),
+            names=Names(site.name for site in sites),
         )
 
     def cut(self, places: Int[Array, "batch 3"], size: int) -> Float[Array, "batch size size 2"]:
@@ -132,29 +144,42 @@ class TileSampler:
 
     def sample(self, step: Int[Array, ""]) -> Batch:
         """The batch of a global step; traceable."""
+        numbers, used = self._numbers(step)
+        places = self.places[numbers]
+        tiles, resolution = self.rasters.cut(places, self.tile_size), self.rasters.resolution[places[:, 0]]
+        if self.shuffle:
+            return self._training_batch(step, tiles, resolution, used)
+        listed = jnp.asarray(self.thresholds, jnp.float32)
+        return _label(tiles, resolution, listed[self._slots_of(step) // self.places.shape[0]], used)
+
+    def describe(self, step: int) -> list[str]:
+        """The tiles of a global step, as site, row and column."""
+        numbers, used = (np.asarray(part) for part in self._numbers(jnp.int32(step)))
+        return [
+            f"{self.rasters.names[site]} row {row} column {column}"
+            for site, row, column in np.asarray(self.places)[numbers[used]].tolist()
+        ]
+
+    def _slots_of(self, step: Array) -> Int[Array, " batch"]:
+        position = step % self.steps_per_epoch
+        return (position * self.batch_size + jnp.arange(self.batch_size)) % self._slots
+
+    def _numbers(self, step: Array) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
+        """Which of `places` a step takes, and which of these fill up no batch."""
         epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
         slots = position * self.batch_size + jnp.arange(self.batch_size)
         used, slots = slots < self._slots, slots % self._slots
-        if self.shuffle:
-            return self._training_batch(epoch, step, slots, used)
-        tiles, resolution = self._cut(slots % self.places.shape[0])
-        listed = jnp.asarray(self.thresholds, jnp.float32)
-        return _label(tiles, resolution, listed[slots // self.places.shape[0]], used)
+        if not self.shuffle:
+            return slots % self.places.shape[0], used
+        order_key, _ = jax.random.split(self.key)
+        if self.draw is not None:
+            return self.draw(jax.random.fold_in(order_key, step), self.batch_size), jnp.ones_like(used)
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
+        return order[slots], used
 
-    def _cut(self, numbers: Array) -> tuple[Array, Array]:
-        """Tiles by their numbers in `places`, and the sides of their pixels."""
-        places = self.places[numbers]
-        return self.rasters.cut(places, self.tile_size), self.rasters.resolution[places[:, 0]]
-
-    def _training_batch(self, epoch: Array, step: Array, slots: Array, used: Array) -> Batch:
-        order_key, draw_key = jax.random.split(self.key)
+    def _training_batch(self, step: Array, tiles: Array, resolution: Array, used: Array) -> Batch:
+        _, draw_key = jax.random.split(self.key)
         augment_key, threshold_key = jax.random.split(jax.random.fold_in(draw_key, step))
-        if self.draw is None:
-            order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
-            tiles, resolution = self._cut(order[slots])
-        else:
-            tiles, resolution = self._cut(self.draw(jax.random.fold_in(order_key, step), self.batch_size))
-            used = jnp.ones_like(used)
         if self.augmentation:
             tiles, resolution = self.augmentation(tiles, resolution, augment_key)
         return _label(tiles, resolution, self._draw_thresholds(threshold_key), used)

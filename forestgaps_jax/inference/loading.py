@@ -29,6 +29,5 @@ def load_run(
     if not settings.is_file():
         raise FileNotFoundError(f"{folder} is no run folder: there is no config.toml in it")
     config = config or Config.from_toml(settings)
-    step = (checkpoints.best if checkpoint == "best" else checkpoints.latest)(saved)
     state = create_state(create_model_from_config(config), config)
-    return checkpoints.restore(saved, state, step).state, config
+    return checkpoints.restore(saved, state, "best" if checkpoint == "best" else "latest").state, config

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from forestgaps_jax import Config, Data, TrainState
-from forestgaps_jax.callbacks import Callback, CallbackList, Run
+from forestgaps_jax.callbacks import Callback, CallbackList, Position, Run
 from forestgaps_jax.metrics import confusion_matrix, confusion_metrics
 
 HISTORY = ("train_loss", "val_loss", "train_metrics", "val_metrics", "lr", "epoch_times")
@@ -40,6 +40,7 @@ def scores(cells: Sequence[int] = (6, 2, 2, 10), **others: Any) -> dict[str, Any
 def drive(run: Run, callbacks: Sequence[Callback], val: Sequence[dict[str, Any]], start: int = 0) -> None:
     """Fire what the loop fires over epochs with these validation metrics; every weight is the step."""
     hooks = CallbackList(callbacks, run)
+    run.position = Position(start)
     hooks.fire("on_train_begin", config=run.config)
     try:
         for epoch, metrics in enumerate(val, start):
@@ -67,6 +68,7 @@ def _epoch(run: Run, hooks: CallbackList, epoch: int, val: dict[str, Any]) -> No
     entry = (train["loss"], val.get("loss", float("nan")), train, val, logs["lr"], logs["epoch_time"])
     for name, value in zip(HISTORY, entry, strict=True):
         run.history[name].append(value)
+    run.position = Position(epoch + 1)
     hooks.fire("on_epoch_end", epoch, **logs)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from forestgaps_jax import Callback, train
-from forestgaps_jax.callbacks import EVENTS, CallbackList, LambdaCallback, new_run_folder
+from forestgaps_jax.callbacks import EVENTS, CallbackList, LambdaCallback
+from forestgaps_jax.run_folder import new_run_folder
 from tests.callbacks.driving import STEPS, drive, new_run, scores, weight
 
 

@@ -6,7 +6,13 @@ import pytest
 
 from forestgaps_jax import Data
 from forestgaps_jax.data import TileSampler, virtual_forest
-from forestgaps_jax.data.reading import as_data, as_evaluation_source, read_batches, steps_per_epoch
+from forestgaps_jax.data.reading import (
+    BatchReader,
+    as_data,
+    as_evaluation_source,
+    read_batches,
+    steps_per_epoch,
+)
 
 BATCHES = [(np.zeros((size, 4, 4), np.float32), np.zeros((size, 4, 4)), 5.0) for size in (3, 3, 2)]
 
@@ -98,8 +104,9 @@ def test_a_source_without_a_length_is_counted():
 
 def test_batches_have_one_shape_from_any_place_on():
     assert [batch.dsm.shape for batch in read_batches(BATCHES)] == [(3, 4, 4, 1)] * 3
-    assert [int(batch.valid.sum()) for batch in read_batches(BATCHES, 1)] == [48, 32]
+    assert [int(batch.valid.sum()) for batch in BatchReader(BATCHES, 1)] == [48, 32]
+    assert [batch.dsm.shape for batch in BatchReader(BATCHES, 2)] == [(3, 4, 4, 1)]
 
 
-def test_a_sampler_is_given_once_for_each_remaining_step(data):
-    assert [*read_batches(data.train, 2)] == [data.train] * (data.train.steps_per_epoch - 2)
+def test_a_sampler_is_given_once_for_each_step(data):
+    assert [*read_batches(data.train)] == [data.train] * data.train.steps_per_epoch

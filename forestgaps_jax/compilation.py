@@ -1,0 +1,70 @@
+"""Compilation is a cost: a step that is compiled again says so, and why."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+class CompileGuard:
+    """Calls a compiled function, and warns where that was compiled again, naming the leaf that changed.
+
+    Args:
+        function: what `jax.jit` gave.
+        arguments: what its arguments are called in the warning.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[str, ...]):
+        self._function: Any = function
+        self._arguments = arguments
+        self._seen: dict[str, str] | None = None
+        self.compilations = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives."""
+        before = self._function._cache_size()
+        result = self._function(*arguments)
+        compiled = self._function._cache_size() > before
+        self.compilations += compiled
+        if compiled or self._seen is None:
+            seen = _signature(dict(zip(self._arguments, arguments, strict=True)))
+            if self._seen is not None:
+                self._warn(_changes(self._seen, seen))
+            self._seen = seen
+        return result
+
+    def _warn(self, changes: list[str]) -> None:
+        more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+        logging.getLogger(__name__).warning(
+            "the step was compiled again, number %d in this training: %s%s; each new shape and type is "
+            "compiled anew: give batches that are all alike",
+            self.compilations, changes[0] if changes else "no leaf differs, but jax's own settings", more,
+        )  # fmt: skip
+
+
+def _signature(arguments: dict[str, Any]) -> dict[str, str]:
+    """What of each leaf makes a compiled function another; leaves may have been given away."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(arguments)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    parts = dict(zip(names, (_described(leaf) for _, leaf in leaves), strict=True))
+    return {**parts, "the structure": str(structure)}
+
+
+def _described(leaf: Any) -> str:
+    kind = jax.typeof(leaf)
+    where = f" on {leaf.sharding}" if isinstance(leaf, jax.Array) and leaf.committed else ""
+    return f"{kind.str_short()}{' (weakly typed)' if getattr(kind, 'weak_type', False) else ''}{where}"
+
+
+def _changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    changed = [
+        f"{name} was {before.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        for name in [*now, *(before.keys() - now.keys())]
+        if name != "the structure" and before.get(name) != now.get(name)
+    ]
+    if not changed and before["the structure"] != now["the structure"]:
+        return [
+            "what is not an array in state or batch, such as the model or a setting of a sampler, changed"
+        ]
+    return changed

@@ -1,0 +1,124 @@
+"""The folder that a run writes to: made, found again, and held by one process at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from forestgaps_jax.config import Config
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+_OF_NO_CONSEQUENCE = {"name", "runs_dir", "use_progress_bar"}
+"""Settings in which two runs may differ and still be the same."""
+
+_held: set[Path] = set()
+"""Folders that this process holds."""
+
+
+def new_run_folder(config: Config) -> Path:
+    """Make ``runs_dir/name``, or the first of ``name-2``, ``name-3``, ... that is free, with its settings.
+
+    So no run ever mixes with, or writes over, another; not even one that starts at the same moment. The
+    folder appears with its ``config.toml`` in it, so that a run that is killed at once is found again.
+    """
+    runs = Path(config.runs_dir)
+    runs.mkdir(parents=True, exist_ok=True)
+    for folder in _candidates(config):
+        if folder.exists() and any(folder.iterdir()):
+            continue
+        new = runs / f".{folder.name}-{os.urandom(8).hex()}"
+        new.mkdir()
+        write_settings(config, new, folder.name)
+        try:
+            new.rename(folder)  # over nothing, or an empty folder
+        except OSError:
+            (new / "config.toml").unlink()
+            new.rmdir()
+            continue
+        return folder
+    raise AssertionError("there is always a next number")
+
+
+def find_run(config: Config) -> Path | None:
+    """The latest run of this name with the same settings, which no other process is at; None without.
+
+    That is the last of ``runs_dir/name``, ``name-2``, ``name-3``, ... .
+    """
+    found = None
+    for folder in _candidates(config):
+        if not folder.exists():
+            return found
+        if not differing_settings(config, folder) and not _is_held_elsewhere(folder):
+            found = folder
+    return found
+
+
+def differing_settings(config: Config, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Settings of a run folder that differ from these, as (there, here), by name.
+
+    All of them where the folder has no settings that can be read.
+    """
+    here = config.to_dict()
+    try:
+        there = Config.from_toml(folder / "config.toml").to_dict()
+    except (OSError, ValueError, TypeError):
+        there = dict.fromkeys(here)
+    return {
+        name: (there[name], here[name])
+        for name in here.keys() - _OF_NO_CONSEQUENCE
+        if there[name] != here[name]
+    }
+
+
+def write_settings(config: Config, folder: Path, name: str) -> None:
+    """Write ``config.toml``, with the name that the run has on the disk."""
+    replace(config, name=name, runs_dir=str(folder.parent)).to_toml(folder / "config.toml")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder against other processes; whoever is killed lets go of it.
+
+    Raises:
+        BlockingIOError: another process is training in it.
+    """
+    key = folder.resolve()
+    if fcntl is None or key in _held:
+        yield
+        return
+    with _lock_file(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is training in {folder}: wait for it, or give this run another name"
+            ) from None
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+
+
+def _is_held_elsewhere(folder: Path) -> bool:
+    try:
+        with held(folder):
+            return False
+    except BlockingIOError:
+        return True
+
+
+def _lock_file(folder: Path) -> Any:
+    return open(folder / ".lock", "a")
+
+
+def _candidates(config: Config) -> Iterator[Path]:
+    folder = Path(config.runs_dir) / config.name
+    return chain([folder], (folder.with_name(f"{config.name}-{n}") for n in count(2)))
