@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from forestgaps_jax import Config, checkpoint, create_state
+from forestgaps_jax import Config, TrainState, checkpoint, create_state
 from forestgaps_jax.models import create_model_from_config
 
 SETTINGS = """
@@ -115,10 +115,14 @@ class Runner:
         there = folder.iterdir() if folder.is_dir() else ()
         return sorted(int(path.name) for path in there if path.name.isdigit())
 
+    def like(self) -> TrainState:
+        """A state of the structure of the run's."""
+        config = Config.from_toml(self.run_folder / "config.toml")
+        return create_state(create_model_from_config(config), config)
+
     def result(self) -> dict[str, Any]:
         """What a run has come to, bit by bit, but for the time that it took."""
-        config = Config.from_toml(self.run_folder / "config.toml")
-        like, folder = create_state(create_model_from_config(config), config), self.run_folder / "checkpoints"
+        folder, like = self.run_folder / "checkpoints", self.like()
         kept = {which: checkpoint.restore(folder, like, which) for which in ("latest", "best")}
         history = json.loads((self.run_folder / "history.json").read_text())
         lines = [json.loads(line) for line in (self.run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,13 +1,19 @@
 """Writing checkpoints: whole or not at all, and in the background while training goes on."""
 
+import errno
 import logging
 import math
+import os
+import re
 import shutil
 import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, host, shapes_of, write_record
@@ -162,10 +168,11 @@ def _trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, Any]
 def _write(path: Path, trees: dict[str, Any], info: dict[str, Any], score: float | None) -> None:
     """Write a checkpoint beside where it belongs, and move it there when it is whole."""
     new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+    _refuse_full_disk(path.parent, trees)
     context = ocp.Context()
     # Orbax's threads would wait minutes for a folder that could not be made.
     context.asynchronous.create_directories_asynchronously = False
-    with context:
+    with context, _quiet():
         ocp.save_checkpointables(str(new), trees, overwrite=True)
     write_record(new, shapes_of(trees["state"]), info, score)
     shutil.rmtree(old, ignore_errors=True)
@@ -188,5 +195,29 @@ def _prepare(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def _refuse_full_disk(folder: Path, trees: dict[str, Any]) -> None:
+    """Orbax leaves long traces where a disk is full: look first."""
+    needed, left = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)), shutil.disk_usage(folder).free
+    if left < needed:
+        raise OSError(
+            errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed, {left} are left"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax's threads log every error several times, with what they did; it is told once, by us."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _reason(error: Exception) -> str:
+    """The words of the system where there are some in an error of Orbax, which has pages of others."""
+    if number := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(number[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,97 @@
+"""A step is compiled once for each shape; whatever makes it compile again is named."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from forestgaps_jax import train
+from forestgaps_jax.compilation import CompileGuard
+
+
+@jax.jit
+def doubled(tree):
+    return jax.tree.map(lambda leaf: 2 * leaf, tree)
+
+
+TREE = {"dsm": np.zeros((4, 16, 16, 1), np.float32), "mask": np.zeros(4, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"dsm": np.zeros((4, 8, 8, 1), np.float32)},
+            "batch.dsm was float32[4,16,16,1] and is float32[4,8,8,1]",
+        ),
+        ({"mask": np.zeros(4, np.int32)}, "batch.mask was float32[4] and is int32[4]"),
+        ({"mask": 1.0}, "batch.mask was float32[4] and is float32[] (weakly typed)"),
+        ({"valid": np.zeros(3, bool)}, "batch.valid was not there and is bool[3]"),
+        ({"mask": None}, "batch.mask was float32[4] and is not there"),
+    ],
+    ids=str,
+)
+def test_the_leaf_that_made_it_compile_again_is_named(changed, told, caplog):
+    guard = CompileGuard(jax.jit(lambda tree: doubled(tree)), ("batch",))
+    guard(TREE)
+    guard(TREE)
+    assert not caplog.records
+    guard(TREE | changed)
+    assert told in caplog.text
+    assert "the step was compiled again, number 2 in this training" in caplog.text
+    assert guard.compilations == 2
+
+
+def test_an_array_that_is_tied_to_a_device_is_named(caplog):
+    guard = CompileGuard(jax.jit(lambda tree: doubled(tree)), ("batch",))
+    free = {"mask": jnp.zeros(4)}
+    guard(free)
+    guard({"mask": jax.device_put(free["mask"], jax.devices()[0])})
+    if guard.compilations > 1:  # where jax compiles anew for it, which it may learn not to
+        assert "batch.mask was float32[4] and is float32[4] on SingleDeviceSharding" in caplog.text
+
+
+def test_what_is_no_array_is_named_too(caplog):
+    guard = CompileGuard(jax.jit(lambda tree: doubled(tree)), ("batch",))
+    guard([TREE["mask"]])
+    guard((TREE["mask"],))
+    assert "what is not an array in state or batch" in caplog.text
+
+
+def test_what_was_compiled_before_is_no_news(caplog):
+    function = jax.jit(lambda tree: doubled(tree))
+    function(TREE)
+    guard = CompileGuard(function, ("batch",))
+    guard(TREE)
+    assert guard.compilations == 0
+    guard(TREE | {"mask": np.zeros(5, np.float32)})
+    assert "batch.mask was float32[4] and is float32[5]" in caplog.text
+
+
+def test_given_away_arrays_can_be_told_of(caplog):
+    guard = CompileGuard(jax.jit(lambda tree: doubled(tree), donate_argnums=0), ("state",))
+    guard(jnp.zeros(4))
+    guard(jnp.zeros(5))
+    assert "state was float32[4] and is float32[5]" in caplog.text
+
+
+def test_a_loader_whose_tiles_change_is_told_and_one_whose_last_batch_is_smaller_is_not(
+    state, config, caplog
+):
+    def batch(count: int, side: int) -> dict:
+        dsm = np.random.default_rng(0).normal(size=(count, side, side, 1)).astype(np.float32)
+        return {"dsm": dsm, "mask": (dsm > 0).astype(np.float32), "threshold": 5.0}
+
+    with caplog.at_level(logging.WARNING):
+        train(state, config, {"train": [batch(4, 16), batch(4, 16), batch(1, 16)]})
+    assert "compiled again" not in caplog.text
+    train(state, replace(config, epochs=1), {"train": [batch(4, 16), batch(4, 32)]})
+    assert "batch.dsm was float32[4,16,16,1] and is float32[4,32,32,1] (and 2 more)" in caplog.text
+
+
+def test_a_training_of_several_epochs_compiles_its_steps_once(state, config, data, caplog):
+    train(state, replace(config, epochs=3), data)
+    assert "compiled again" not in caplog.text
