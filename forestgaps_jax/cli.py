@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         if not str(stop):  # a training has told already
             print(f"\nforestgaps-jax {command}: interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        print(f"forestgaps-jax {command}: {error}: pip install {error.name}", file=sys.stderr)
+        return 1
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"forestgaps-jax {command}: {error}", file=sys.stderr)
         return 1

@@ -92,12 +92,15 @@ def _run_epoch(training: Training, epoch: int) -> None:
     if trained is None:
         return
     train_metrics, rate = trained
+    _refuse_nothing(train_metrics, epoch)
     val_metrics: dict[str, Any] | None = {}
     if data.val is not None:
         ask = partial(_interrupted, training, None)
         val_metrics = score(run.state, config, data.val, hooks, "validation", training.recipe.score_loss, ask)
     if val_metrics is None:
         return
+    if val_metrics and not val_metrics["n_pixels"]:
+        logging.getLogger(__name__).warning("no pixel of the validation data is valid: its metrics are NaN")
     logs = {"train_metrics": train_metrics, "val_metrics": val_metrics, "lr": rate}
     run._advance(_follow_plateau(run.state, config, monitor.value(logs)))
     logs |= {"improved": monitor.update(logs), "epoch_time": time.perf_counter() - start}
@@ -107,6 +110,14 @@ def _run_epoch(training: Training, epoch: int) -> None:
         run.history[name].append(value)
     run.position = Position(epoch + 1)
     hooks.fire("on_epoch_end", epoch, **logs)
+
+
+def _refuse_nothing(metrics: dict[str, Any], epoch: int) -> None:
+    if not metrics["n_pixels"] and not metrics["skipped_steps"]:
+        raise ValueError(
+            f"no pixel of the training data was valid in epoch {epoch + 1}, so nothing was learned: look at "
+            "the no-data value of the DSM (and CHM), and at valid"
+        )
 
 
 def _train_epoch(training: Training, epoch: int, start: float) -> tuple[dict[str, Any], float] | None:

@@ -305,6 +305,17 @@ def test_tiles_without_a_valid_pixel_poison_nothing(config, arrays, norm):
     assert bool(jnp.isfinite(predict(trained, np.full((1, 16, 16), np.nan), 5.0)).all())
 
 
+def test_training_data_without_a_valid_pixel_are_refused_and_such_validation_is_told(
+    state, config, arrays, caplog
+):
+    nothing = [{**batch, "dsm": np.full_like(batch["dsm"], np.nan)} for batch in arrays]
+    with pytest.raises(ValueError, match="no pixel of the training data was valid in epoch 1"):
+        train(state, config, {"train": nothing})
+    _, history = train(state, config, {"train": arrays, "val": nothing})
+    assert np.isnan(history["val_loss"]).all()
+    assert "no pixel of the validation data is valid" in caplog.text
+
+
 def test_unknown_surface_counts_nowhere_even_if_called_valid(state, config, arrays):
     batch = {**arrays[0], "dsm": arrays[0]["dsm"].copy(), "valid": np.ones((4, 16, 16), bool)}
     batch["dsm"][:, :5] = np.nan

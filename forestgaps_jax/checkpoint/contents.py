@@ -46,23 +46,22 @@ def host(tree: Any) -> Any:
     return jax.tree.map(np.array, jax.device_get(tree))
 
 
-def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of the leaves of a tree by their path, such as ``params/down/0/kernel``."""
+def leaves_of(tree: Any) -> dict[str, str]:
+    """Types and shapes of the leaves of a tree by their path, such as ``params/down/0/kernel``."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
     }
 
 
-def write_record(
-    folder: Path, shapes: dict[str, tuple[int, ...]], info: dict[str, Any], score: float | None
-) -> None:
+def write_record(folder: Path, leaves: dict[str, str], info: dict[str, Any], score: float | None) -> None:
     """Write the record of a folder: what it holds, and size and checksum of each of its files."""
     record = {
         "format": FORMAT,
         "versions": {name: version(name) for name in _VERSIONS},
         "score": score,
-        "shapes": shapes,
+        "leaves": leaves,
         "files": _files(folder),
         "info": info,
     }

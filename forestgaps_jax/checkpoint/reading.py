@@ -15,7 +15,7 @@ from forestgaps_jax.checkpoint.contents import (
     check_files,
     host,
     read_record,
-    shapes_of,
+    leaves_of,
     state_of,
 )
 from forestgaps_jax.state import TrainState
@@ -149,7 +149,7 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
     record = read_record(path)
     wanted = host(arrays_of(state))
     differing = _differing_settings(record["info"].get("config", {}), settings)
-    _refuse_another(path, record["shapes"], wanted, differing)
+    _refuse_another(path, record["leaves"], wanted, differing)
     check_files(path, record)
     targets: dict[str, Any] = {"state": wanted}
     if (path / "progress").is_dir():
@@ -160,9 +160,9 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
 
 
 def _refuse_another(
-    path: Path, saved: dict[str, Any], wanted: dict[str, Any], differing: dict[str, str]
+    path: Path, saved: dict[str, str], wanted: dict[str, Any], differing: dict[str, str]
 ) -> None:
-    difference = _difference({name: tuple(shape) for name, shape in saved.items()}, shapes_of(wanted))
+    difference = _difference(saved, leaves_of(wanted))
     if difference:
         settings = f"; settings that differ: {', '.join(differing.values())}" if differing else ""
         raise ValueError(f"checkpoint {path} is of another model or optimizer: {difference}{settings}")
@@ -180,11 +180,11 @@ def _differing_settings(saved: Mapping[str, Any], settings: Mapping[str, Any] | 
     }
 
 
-def _difference(saved: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
+def _difference(saved: dict[str, str], wanted: dict[str, str]) -> str:
     """The first leaf that differs, in words; empty where none does."""
     for leaf in sorted(saved.keys() | wanted.keys()):
         if leaf not in saved or leaf not in wanted:
             return f"{leaf} is only in the {'model' if leaf in wanted else 'checkpoint'}"
         if saved[leaf] != wanted[leaf]:
-            return f"{leaf} has shape {saved[leaf]} in the checkpoint, {wanted[leaf]} in the model"
+            return f"{leaf} is {saved[leaf]} in the checkpoint, {wanted[leaf]} in the model"
     return ""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, host, shapes_of, write_record
+from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, host, leaves_of, write_record
 from forestgaps_jax.checkpoint.reading import recorded_scores
 from forestgaps_jax.state import TrainState
 
@@ -174,7 +174,7 @@ def _write(path: Path, trees: dict[str, Any], info: dict[str, Any], score: float
     context.asynchronous.create_directories_asynchronously = False
     with context, _quiet():
         ocp.save_checkpointables(str(new), trees, overwrite=True)
-    write_record(new, shapes_of(trees["state"]), info, score)
+    write_record(new, leaves_of(trees["state"]), info, score)
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)

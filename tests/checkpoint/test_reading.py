@@ -65,7 +65,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"features": 8}, r"has shape \(\d+,\) in the checkpoint, \(\d+,\) in the model"),
+        ({"features": 8}, r"is float32\[\d+\] in the checkpoint, float32\[\d+\] in the model"),
         ({"depth": 2}, "model"),
         ({"model": "unet"}, "embed.* is only in the checkpoint"),
         ({"optimizer": "sgd"}, "opt_state/.* is only in the checkpoint"),
