@@ -1,5 +1,6 @@
 """Training: what is given is checked and put together, and what was begun before is taken up."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import optax
 
 from forestgaps_jax.callbacks import Callback, CallbackList, Position, Run, with_defaults
 from forestgaps_jax.callbacks.resumption import history_of, position_of, restore_callbacks
-from forestgaps_jax.checkpoint import Checkpoint, latest, restore, set_aside
+from forestgaps_jax.checkpoint import Checkpoint, latest, restore, set_aside, versions
 from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.reading import as_data, steps_per_epoch
@@ -100,55 +101,70 @@ def train(
     with ExitStack() as stack:
         if place is not None:
             stack.enter_context(held(place))
-        saved = _checkpoint_to_go_on_from(place, state, config, resume)
+        saved = _checkpoint_to_go_on_from(place, state, config, steps, resume)
         if saved is not None and resume == "auto":
             state, history = saved.state, history_of(saved)
-        # The step gives its buffers away; the caller keeps theirs.
-        run = Run(
-            config,
-            jax.tree.map(jnp.copy, state),
-            steps,
-            data=data,
-            history={name: list((history or {}).get(name, ())) for name in HISTORY},
-            folder=place,
-            heights=predicts_heights(recipe.loss),
-        )
-        run.position = Position(*divmod(int(state.step), steps))
+        run = _new_run(state, config, data, steps, history, place, predicts_heights(recipe.loss))
         if saved is not None:
             run.position = position_of(saved, no_totals(recipe))
         hooks = _hooks(run, callbacks or (), default_callbacks)
         for past in run.past_epochs():
             monitor.update(past)
-        started = run.position.epoch < config.epochs
-        weights = threshold_weights(config, data) if started else None
+        weights = threshold_weights(config, data) if run.position.epoch < config.epochs else None
         recipe = make_recipe(config, steps, threshold_weights=weights, **parts)
         if run.folder is None and config.name:
             run.folder = new_run_folder(config)
             stack.enter_context(held(run.folder))
         interruption = stack.enter_context(Interruption())
-        step = CompileGuard(make_train_step(recipe), ("state", "totals", "batch"))
-        resumed = int(state.step) > 0
-        training = Training(run, hooks, data, recipe, monitor, step, interruption, resumed)
         if hooks.callbacks:
             logs = model_logs(state, config)
             hooks.fire("on_train_begin", config=config, threshold_weights=weights, **logs)
         if saved is not None:
             restore_callbacks(run, saved)
-        run_epochs(training)
+        step = CompileGuard(make_train_step(recipe), ("state", "totals", "batch"))
+        run_epochs(Training(run, hooks, data, recipe, monitor, step, interruption, int(state.step) > 0))
         return run.state, run.history
 
 
 def _checkpoint_to_go_on_from(
-    folder: Path | None, state: TrainState, config: Config, resume: Literal["auto", "never"]
+    folder: Path | None, state: TrainState, config: Config, steps: int, resume: Literal["auto", "never"]
 ) -> Checkpoint | None:
     """The newest checkpoint of a folder, where the training is to go on there, or its state is just that."""
-    if folder is None or (newest := latest(folder / "checkpoints")) is None:
+    if folder is None or (resume == "never" and latest(folder / "checkpoints") != int(state.step)):
         return None
-    if resume == "never" and newest != int(state.step):
+    try:
+        saved = restore(folder / "checkpoints", state, settings=config.to_dict())
+    except FileNotFoundError:
         return None
-    saved = restore(folder / "checkpoints", state, settings=config.to_dict())
     set_aside(folder / "checkpoints", saved.damaged)
+    if saved.info["steps_per_epoch"] != steps:
+        raise ValueError(
+            f"{folder} was trained on {saved.info['steps_per_epoch']} batches an epoch, and data.train has "
+            f"{steps}: go on with the same data, or begin a new run by resume = 'never'"
+        )
+    now, then = versions(), saved.versions
+    if other := [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]:
+        logging.getLogger(__name__).warning(
+            "going on from a checkpoint of other versions (%s): numbers may differ in their last digits",
+            "; ".join(other),
+        )
     return saved
+
+
+def _new_run(
+    state: TrainState,
+    config: Config,
+    data: Data,
+    steps: int,
+    history: Mapping[str, Sequence[Any]] | None,
+    folder: Path | None,
+    heights: bool,
+) -> Run:
+    past = {name: list((history or {}).get(name, ())) for name in HISTORY}
+    # The step gives its buffers away; the caller keeps theirs.
+    run = Run(config, jax.tree.map(jnp.copy, state), steps, data, past, folder, heights)
+    run.position = Position(*divmod(int(state.step), steps))
+    return run
 
 
 def _hooks(run: Run, callbacks: Sequence[Callback], defaults: bool) -> CallbackList:

@@ -93,13 +93,15 @@ def held(folder: Path) -> Iterator[None]:
     if fcntl is None or key in _held:
         yield
         return
-    with _lock_file(folder) as file:
+    with open(folder / ".lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(
                 f"another process is training in {folder}: wait for it, or give this run another name"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         _held.add(key)
         try:
             yield
@@ -111,12 +113,8 @@ def _is_held_elsewhere(folder: Path) -> bool:
     try:
         with held(folder):
             return False
-    except BlockingIOError:
+    except OSError:  # or nothing can be written there
         return True
-
-
-def _lock_file(folder: Path) -> Any:
-    return open(folder / ".lock", "a")
 
 
 def _candidates(config: Config) -> Iterator[Path]:

@@ -89,7 +89,9 @@ class EarlyStoppingCallback(Callback):
         self._weights = jax.tree.unflatten(structure, map(jnp.array, state["weights"]))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Give the best weights back."""
+        """Give the best weights back; not where the training is to go on from its latest."""
+        if self.run.interrupted:
+            return
         if self._weights is not None:
             self.run.load_weights(replace(self.run.state, **self._weights))
             self._weights = None

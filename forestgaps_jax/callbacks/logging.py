@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -212,4 +212,20 @@ def _open_events(folder: Path, first_epoch: int) -> Any:
     except ImportError:
         logging.getLogger(__name__).warning("no TensorBoard events: pip install tensorboardX")
         return None
-    return SummaryWriter(str(folder), purge_step=first_epoch or None)
+    writer = SummaryWriter(str(folder), purge_step=first_epoch or None)
+    _outlive_full_disks(writer)
+    return writer
+
+
+def _outlive_full_disks(writer: Any) -> None:
+    """An error would end the thread that writes, and then its queue, which nobody empties, the training."""
+    file: Any = writer.file_writer.event_writer._ev_writer
+
+    def outliving(write: Callable[..., Any]) -> Callable[..., Any]:
+        def tolerant(*arguments: Any) -> Any:
+            with tolerated("TensorBoard events"):
+                return write(*arguments)
+
+        return tolerant
+
+    file.write_event, file.flush, file.close = map(outliving, (file.write_event, file.flush, file.close))

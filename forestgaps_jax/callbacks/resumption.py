@@ -21,8 +21,14 @@ _PLAIN = ("epoch", "batch", "seconds", "source")
 def information(run: Run) -> dict[str, Any]:
     """The JSON of a checkpoint: settings, history, and where the training stands."""
     position = run.position
-    where = {name: getattr(position, name) for name in _PLAIN}
-    return to_json({"config": run.config.to_dict(), "history": run.history, "position": where})
+    return to_json(
+        {
+            "config": run.config.to_dict(),
+            "history": run.history,
+            "position": {name: getattr(position, name) for name in _PLAIN},
+            "steps_per_epoch": run.steps_per_epoch,
+        }
+    )
 
 
 def progress(run: Run) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def choose_tiles(source: BatchSource, count: int) -> Batch | None:
         steps = {int(step) for step in _spread(source.steps_per_epoch, count)}
         batches = [jax.device_get(_sample(source, np.int32(step))) for step in sorted(steps)]
     else:
-        batches = [jax.device_get(next(iter(read_batches(source))))]
+        first = next(iter(read_batches(source)))
+        batches = [jax.device_get(_sample(first, np.int32(0)) if isinstance(first, Sampler) else first)]
     batches = [batch.by_threshold() for batch in batches]
     parts = [(b.dsm, b.mask, b.threshold, b.counted) for b in batches]
     dsm, mask, threshold, valid = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))

@@ -6,7 +6,7 @@ cut off or changed on the disk is never taken for what was saved.
 
 from orbax.checkpoint.multihost import reached_preemption
 
-from forestgaps_jax.checkpoint.contents import DamagedCheckpoint
+from forestgaps_jax.checkpoint.contents import DamagedCheckpoint, versions
 from forestgaps_jax.checkpoint.reading import Checkpoint, best, latest, restore, restore_one, set_aside
 from forestgaps_jax.checkpoint.writing import Checkpointer, save_one
 
@@ -21,4 +21,5 @@ __all__ = [
     "restore_one",
     "save_one",
     "set_aside",
+    "versions",
 ]

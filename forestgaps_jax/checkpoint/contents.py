@@ -55,11 +55,16 @@ def leaves_of(tree: Any) -> dict[str, str]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Of the libraries whose change may change what a training comes to, by name."""
+    return {name: version(name) for name in _VERSIONS}
+
+
 def write_record(folder: Path, leaves: dict[str, str], info: dict[str, Any], score: float | None) -> None:
     """Write the record of a folder: what it holds, and size and checksum of each of its files."""
     record = {
         "format": FORMAT,
-        "versions": {name: version(name) for name in _VERSIONS},
+        "versions": versions(),
         "score": score,
         "leaves": leaves,
         "files": _files(folder),

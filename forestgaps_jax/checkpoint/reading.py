@@ -14,8 +14,8 @@ from forestgaps_jax.checkpoint.contents import (
     arrays_of,
     check_files,
     host,
-    read_record,
     leaves_of,
+    read_record,
     state_of,
 )
 from forestgaps_jax.state import TrainState
@@ -142,7 +142,9 @@ def _first_whole(
                 logging.getLogger(__name__).warning(
                     "a damaged checkpoint is passed over: %s; %d is taken", error, following
                 )
-    raise DamagedCheckpoint(f"no checkpoint in {folder} can be read: {damaged} are all damaged")
+    raise DamagedCheckpoint(
+        f"no checkpoint in {folder} can be read: {damaged} are all damaged; move it away to begin anew"
+    )
 
 
 def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = None) -> Checkpoint:
