@@ -1,25 +1,23 @@
 """The record of a run on disk: settings, a log to read, metrics as JSON, TensorBoard events."""
 
 import json
-import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import jax
-import numpy as np
 
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.disk import tolerated
+from forestgaps_jax.callbacks.events import open_events, scalars_of
 from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.run_folder import write_settings
 
-_PER_THRESHOLD = ("iou", "f1", "precision", "recall", "pr_auc")
 _VERSIONS = ("forestgaps_jax", "jax", "flax", "optax")
 
 
@@ -55,7 +53,7 @@ class LoggingCallback(Callback):
             told = ", ".join(f"{threshold:g} m {weight:.3g}" for threshold, weight in weights.items())
             self._write(f"threshold weights: {told}")
         if self.run.config.use_tensorboard:
-            self._events = self.run.events = _open_events(self._folder, self.run.position.epoch)
+            self._events = self.run.events = open_events(self._folder, self.run.position.epoch)
         if self._events is not None:
             settings = (self._folder / "config.toml").read_text(encoding="utf-8")
             self._events.add_text("config", f"```toml\n{settings}```", 0)
@@ -80,7 +78,7 @@ class LoggingCallback(Callback):
             file.write(line + "\n")
         self._write(epoch_line(epoch, self.run.config.epochs, logs))
         if self._events is not None:
-            for tag, value in _scalars(logs):
+            for tag, value in scalars_of(logs):
                 self._events.add_scalar(tag, value, epoch)
             if self._seconds > 0:
                 self._events.add_scalar("tiles_per_second", self._tiles / self._seconds, epoch)
@@ -176,27 +174,6 @@ def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _scalars(logs: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for phase in ("train", "val"):
-        metrics = logs[f"{phase}_metrics"]
-        # A regression counts its pixels again.
-        for name, value in _numbers({**metrics.get("regression", {}), **metrics}):
-            yield f"{phase}/{name}", value
-        for threshold, by_name in metrics.get("threshold_metrics", {}).items():
-            for name, value in _numbers(by_name):
-                if name in _PER_THRESHOLD:
-                    yield f"{phase}/{name}/{threshold:g}m", value
-    yield from _numbers({"learning_rate": logs["lr"]})
-
-
-def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Those of the metrics that are one number."""
-    for name, value in metrics.items():
-        scalar = isinstance(value, int | float) or getattr(value, "shape", None) == ()
-        if scalar and np.asarray(value).dtype.kind in "fiu" and not np.isnan(value):
-            yield name, float(value)
-
-
 def _plain(value: Any) -> Any:
     """What JSON does not know, as lists and numbers, or else in words."""
     return to_json(value.tolist()) if hasattr(value, "tolist") else repr(value)
@@ -204,28 +181,3 @@ def _plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _open_events(folder: Path, first_epoch: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        logging.getLogger(__name__).warning("no TensorBoard events: pip install tensorboardX")
-        return None
-    writer = SummaryWriter(str(folder), purge_step=first_epoch or None)
-    _outlive_full_disks(writer)
-    return writer
-
-
-def _outlive_full_disks(writer: Any) -> None:
-    """An error would end the thread that writes, and then its queue, which nobody empties, the training."""
-    file: Any = writer.file_writer.event_writer._ev_writer
-
-    def outliving(write: Callable[..., Any]) -> Callable[..., Any]:
-        def tolerant(*arguments: Any) -> Any:
-            with tolerated("TensorBoard events"):
-                return write(*arguments)
-
-        return tolerant
-
-    file.write_event, file.flush, file.close = map(outliving, (file.write_event, file.flush, file.close))

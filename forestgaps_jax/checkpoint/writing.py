@@ -1,22 +1,14 @@
 """Writing checkpoints: whole or not at all, and in the background while training goes on."""
 
-import errno
 import logging
 import math
-import os
-import re
-import shutil
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from orbax.checkpoint import v1 as ocp
-
-from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, host, leaves_of, write_record
+from forestgaps_jax.checkpoint.contents import RECORD
+from forestgaps_jax.checkpoint.disk import host_trees, prepare, reason, remove, write
 from forestgaps_jax.checkpoint.reading import recorded_scores
 from forestgaps_jax.state import TrainState
 
@@ -52,7 +44,7 @@ class Checkpointer:
     def __init__(self, folder: str | Path, keep_best: int = 1, keep_last: int = 2, *, pause: float = 10.0):
         self._folder = Path(folder).absolute()
         self._keep_best, self._keep_last, self._pause = keep_best, keep_last, pause
-        _prepare(self._folder)
+        prepare(self._folder)
         self._scores = recorded_scores(self._folder)
         self._pending: deque[_Save] = deque()
         self._changed = threading.Condition()
@@ -76,7 +68,7 @@ class Checkpointer:
             progress: further arrays, in dictionaries and lists.
         """
         score = None if score is None or math.isnan(score) else score
-        save = _Save(int(state.step), _trees(state, progress), info, score)
+        save = _Save(int(state.step), host_trees(state, progress), info, score)
         with self._changed:
             self._changed.wait_for(lambda: len(self._pending) < _WAITING)
             self._pending.append(save)
@@ -105,7 +97,7 @@ class Checkpointer:
         while (save := self._next()) is not None:
             last_chance = self._closing
             try:
-                _write(self._folder / str(save.step), save.trees, save.info, save.score)
+                write(self._folder / str(save.step), save.trees, save.info, save.score)
                 self._scores[save.step], self._failure = save.score, None
                 self._prune()
             except Exception as error:  # a full disk comes in many types
@@ -122,7 +114,7 @@ class Checkpointer:
 
     def _keep_on(self, save: _Save, error: Exception, last_chance: bool) -> bool:
         """Whether to try a save again, after a pause that a newer one or the end cuts short."""
-        self._failure = f"checkpoint {save.step} could not be written to {self._folder}: {_reason(error)}"
+        self._failure = f"checkpoint {save.step} could not be written to {self._folder}: {reason(error)}"
         with self._changed:
             again = not last_chance and len(self._pending) == 1
             plan = f"next attempt in {self._pause:g} s" if again else "given up"
@@ -136,7 +128,7 @@ class Checkpointer:
         kept = set(sorted(self._scores)[-self._keep_last :])
         kept |= set(sorted(scored, key=lambda step: (scored[step], step))[-self._keep_best :])
         for step in self._scores.keys() - kept:
-            shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            remove(self._folder / str(step))
             del self._scores[step]
 
 
@@ -156,68 +148,6 @@ def save_one(path: str | Path, state: TrainState, info: dict[str, Any]) -> None:
     if folder.exists() and not (folder / RECORD).exists():
         raise FileExistsError(f"{path} exists and is no checkpoint: give another path")
     try:
-        _write(folder, _trees(state, None), info, None)
+        write(folder, host_trees(state, None), info, None)
     except Exception as error:
-        raise OSError(f"{path} could not be written: {_reason(error)}") from error
-
-
-def _trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, Any]:
-    return host({"state": arrays_of(state)} | ({"progress": progress} if progress else {}))
-
-
-def _write(path: Path, trees: dict[str, Any], info: dict[str, Any], score: float | None) -> None:
-    """Write a checkpoint beside where it belongs, and move it there when it is whole."""
-    new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
-    _refuse_full_disk(path.parent, trees)
-    context = ocp.Context()
-    # Orbax's threads would wait minutes for a folder that could not be made.
-    context.asynchronous.create_directories_asynchronously = False
-    with context, _quiet():
-        ocp.save_checkpointables(str(new), trees, overwrite=True)
-    write_record(new, leaves_of(trees["state"]), info, score)
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder, see that it can be written to, and clear away what a killed save has left."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.write_bytes(b"0")
-        probe.unlink()
-    except OSError as error:
-        raise OSError(f"no checkpoint can be written to {folder}: {error.strerror}") from error
-    for left in [*folder.glob("*.orbax-checkpoint-tmp*"), *folder.glob("*.new*"), *folder.glob("*.old")]:
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _refuse_full_disk(folder: Path, trees: dict[str, Any]) -> None:
-    """Orbax leaves long traces where a disk is full: look first."""
-    needed, left = sum(leaf.nbytes for leaf in jax.tree.leaves(trees)), shutil.disk_usage(folder).free
-    if left < needed:
-        raise OSError(
-            errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes are needed, {left} are left"
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax's threads log every error several times, with what they did; it is told once, by us."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _reason(error: Exception) -> str:
-    """The words of the system where there are some in an error of Orbax, which has pages of others."""
-    if number := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(number[1]))
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{path} could not be written: {reason(error)}") from error

@@ -104,11 +104,13 @@ def test_damaged_ones_are_set_aside_for_a_look_and_their_steps_are_free(folder):
 
 
 def test_what_a_killed_save_has_left_is_cleared_away(folder):
-    for name in ("40.new.orbax-checkpoint-tmp", "40.new", "30.old"):
+    for name in ("40.new.orbax-checkpoint-tmp", "40.new", "20.old"):
         (folder / name / "state").mkdir(parents=True)
-    assert latest(folder) == 30
+    (folder / "30").rename(folder / "30.old")  # killed when it was to be replaced
+    assert latest(folder) == 20
     with Checkpointer(folder, keep_last=3):
         assert sorted(path.name for path in folder.iterdir()) == ["10", "20", "30"]
+    assert_is(restore(folder, new_state()), 30)
 
 
 def test_a_checkpoint_of_a_newer_version_says_so(folder, monkeypatch):
