@@ -128,7 +128,7 @@ class Config(Settings, metaclass=_Checked):
         self._validate_sizes()
         self._validate_sites()
         heights = sorted(self.thresholds)
-        if not heights or any(b - a < 0.01 for a, b in pairwise(heights)):
+        if not heights or any(round(b - a, 6) < 0.01 for a, b in pairwise(heights)):
             raise ValueError(
                 f"thresholds = {self.thresholds}: must be one or more heights, at least 1 cm apart"
             )
@@ -156,6 +156,8 @@ class Config(Settings, metaclass=_Checked):
             raise ValueError(
                 f"adaptive_weights = {self.adaptive_weights}, parts in use {parts}: must be one for each"
             )
+        if self.loss_type == "adaptive" and not all(1e-3 <= w <= 1e3 for w in self.adaptive_weights or ()):
+            raise ValueError(f"adaptive_weights = {self.adaptive_weights}: must be from 0.001 to 1000")
         if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
             raise ValueError(f"profile_steps = {self.profile_steps}: the first must be the lower")
         if self.val_fraction + self.test_fraction >= 1:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from forestgaps_jax import checkpoint
+from forestgaps_jax.data.cut_tiles import CutTiles
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import StepLogs
@@ -59,7 +60,7 @@ def divergence(
         "loss": float(logs.loss),
         "grad_norm": float(logs.grad_norm),
         "lr": float(logs.lr),
-        "tiles": source.describe(step) if isinstance(source, TileSampler) else [],
+        "tiles": source.describe(step) if isinstance(source, TileSampler | CutTiles) else [],
     }
     folder = None if run_folder is None else run_folder / f"diverged_step_{step}"
     if folder is not None:

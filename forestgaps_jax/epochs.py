@@ -37,7 +37,7 @@ class Training:
         monitor: of ``config.monitor_metric``.
         step: the compiled one.
         interruption: by signals.
-        resumed: whether it was begun before.
+        resumed: whether it was begun before, and no epoch has begun since.
     """
 
     run: Run
@@ -159,8 +159,8 @@ def _batches(training: Training, epoch: int, done: int) -> tuple[Any, BatchReade
     source, run = training.data.train, training.run
     if isinstance(source, Sampler):
         return list(read_batches(source))[done:], None
-    resumed = training.resumed and epoch == run.position.epoch
-    reader = BatchReader(source, done, run.position.source, resumed)
+    resumed, training.resumed = training.resumed, False
+    reader = BatchReader(source, done, run.position.source, resumed, epoch=epoch)
     return reader, reader
 
 

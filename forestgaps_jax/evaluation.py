@@ -13,6 +13,7 @@ from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
+from forestgaps_jax.data.stream import TileStream
 from forestgaps_jax.in_flight import InFlight
 from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.metrics import GapScores, merge_metrics
@@ -111,6 +112,8 @@ def score(
     if heights and isinstance(source, TileSampler):
         # One pass over the tiles serves every threshold.
         source = replace(source, thresholds=config.thresholds[:1])
+    if heights and isinstance(source, TileStream):
+        source = source.at(config.thresholds[:1])
     totals = Totals.zeros(config.thresholds, histogram=True, heights=heights)
     gaps = GapScores(config.boundary_tolerance) if config.gap_scores and phase == "test" else None
     in_flight = InFlight()

@@ -6,6 +6,7 @@ from forestgaps_jax.data.geotiff import write_geotiff
 from forestgaps_jax.data.rasters import read_chm, read_dsm, read_site
 from forestgaps_jax.data.sampler import Rasters, TileSampler
 from forestgaps_jax.data.sources import create_data, load_sites
+from forestgaps_jax.data.stream import TileStream, stream
 from forestgaps_jax.data.synthetic import put_on_terrain, virtual_forest
 from forestgaps_jax.data.tiles import Split, split_blocks
 
@@ -14,6 +15,7 @@ __all__ = [
     "Rasters",
     "Split",
     "TileSampler",
+    "TileStream",
     "as_batch",
     "create_data",
     "load_sites",
@@ -22,6 +24,7 @@ __all__ = [
     "read_dsm",
     "read_site",
     "split_blocks",
+    "stream",
     "virtual_forest",
     "write_geotiff",
 ]

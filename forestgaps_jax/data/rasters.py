@@ -10,11 +10,13 @@ from jaxtyping import Float32
 from forestgaps_jax.data.geotiff import (
     CHM_BOUNDS,
     DSM_BOUNDS,
+    MOST_PIXELS,
     FilePath,
     HeightFile,
     import_rasterio,
     open_heights,
     place_of,
+    refusing_broken,
 )
 from forestgaps_jax.types import Grid, Site
 
@@ -31,9 +33,10 @@ def read_site(dsm_path: FilePath, chm_path: FilePath, *, name: str | None = None
     - Coarser CHM, shifted by part of a pixel, or in another CRS: the nearest CHM pixel. Each height is a
       measured one and gap fractions are kept; bilinear heights fill small gaps and smear beside no-data.
 
-    NaN is what is not known: declared no-data, mask, alpha, NaN, infinite, or outside `DSM_BOUNDS` or
-    `CHM_BOUNDS` (undeclared -9999, 3.4e38). Scale, offset and a declared height unit (ft, dm) are applied;
-    nothing is guessed. Negative CHM noise stays: it is below every threshold, clipped or not.
+    NaN is what is not known: declared no-data, mask, alpha, NaN, infinite, blocks that were never written,
+    or outside `DSM_BOUNDS` or `CHM_BOUNDS` (undeclared -9999, 3.4e38). Scale, offset and a declared height
+    unit (ft, dm) are applied; nothing is guessed. Negative CHM noise stays: it is below every threshold,
+    clipped or not.
 
     Args:
         dsm_path: one-band GeoTIFF of surface heights, projected in metres.
@@ -42,8 +45,9 @@ def read_site(dsm_path: FilePath, chm_path: FilePath, *, name: str | None = None
 
     Raises:
         FileNotFoundError: a file is missing; the message names files alike.
-        ValueError: a file is no whole one-band raster in metres, the DSM's pixels are rotated or not square,
-            one alone has a CRS, or both do not overlap, share no known pixel, are the same or look swapped.
+        ValueError: a file is no whole one-band raster in metres, or has 2^31 pixels or more; the DSM's pixels
+            are rotated or not square; one alone has a CRS, or theirs do not go together; or both do not
+            overlap, share no known pixel, are the same or look swapped.
         ImportError: rasterio is not installed.
     """
     dsm, grid = read_dsm(dsm_path)
@@ -87,7 +91,9 @@ def _overlap(grid: Grid, shape: tuple[int, ...], chm: HeightFile, pair: str) -> 
         bare = "DSM" if grid.crs is None else "CHM"
         raise ValueError(f"{pair}: the {bare} names no CRS; give it one: gdal_edit.py -a_srs EPSG:...")
     if chm.crs is not None and chm.crs != grid.crs:
-        box = import_rasterio().warp.transform_bounds(chm.crs, grid.crs, *box)
+        with refusing_broken(pair, "the CHM cannot be brought to the DSM's CRS; reproject it by gdalwarp"):
+            box = import_rasterio().warp.transform_bounds(chm.crs, grid.crs, *box)
+        box = tuple(np.nan_to_num(box, nan=np.inf, posinf=np.inf, neginf=-np.inf).tolist())
     columns = _centres_between((box[0] - grid.left) / side, (box[2] - grid.left) / side, shape[1])
     rows = _centres_between((grid.top - box[3]) / side, (grid.top - box[1]) / side, shape[0])
     if rows.start >= rows.stop or columns.start >= columns.stop:
@@ -106,13 +112,21 @@ def _onto_grid(
 ) -> Float32[np.ndarray, "height width"]:
     """Highest known CHM pixel under k x k points of each pixel of the grid."""
     warp = import_rasterio().warp
-    k = max(1, math.floor(grid.resolution / chm.pixel + 0.5))
+    side, finer = grid.resolution, max(1.0, grid.resolution / chm.pixel)
+    if shape[0] * shape[1] * finer * finer > MOST_PIXELS:
+        raise ValueError(
+            f"{chm.path}: its pixels of {chm.pixel:g} m are too many under {shape[0]} x {shape[1]} of "
+            f"{side:g} m: must be below 2^31; resample it: "
+            f"gdalwarp -r max -tr {side:g} {side:g} {chm.path.name} coarse_{chm.path.name}"
+        )
+    k = math.floor(finer + 0.5)
     points = np.full((shape[0] * k, shape[1] * k), np.nan, np.float32)
     # Without a CRS both lie in one unnamed frame: any CRS, the same twice, keeps it as it is.
     source = {"src_transform": chm.transform, "src_crs": chm.crs or "EPSG:32631", "src_nodata": np.nan}
     place = place_of(replace(grid, resolution=grid.resolution / k))
     target = {"dst_transform": place, "dst_crs": grid.crs or "EPSG:32631", "dst_nodata": np.nan}
-    warp.reproject(heights, points, **source, **target, resampling=warp.Resampling.nearest)
+    with refusing_broken(chm.path, "it cannot be brought to the DSM's grid; resample it by gdalwarp"):
+        warp.reproject(heights, points, **source, **target, resampling=warp.Resampling.nearest)
     return np.fmax.reduce(points.reshape(shape[0], k, shape[1], k), axis=(1, 3))
 
 

@@ -12,6 +12,7 @@ from forestgaps_jax.data.batches import as_batch, fill_up, warn_of_unlisted
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
+from forestgaps_jax.data.stream import TileStream
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
 _ONLY_ONCE = "a source of type {} can be read only once: give a list of batches, or what can be read again"
@@ -68,6 +69,8 @@ def as_evaluation_source(source: Any, config: Config) -> Any:
     _refuse_unreadable(source, "the data to evaluate on")
     if isinstance(source, TileSampler) and not source.shuffle:
         return replace(source, thresholds=config.thresholds)
+    if isinstance(source, TileStream) and not source.shuffle:
+        return source.at(config.thresholds)
     sites = _as_sites(source)
     return source if sites is None else evaluation_sampler(sites, config)
 
@@ -134,15 +137,18 @@ class BatchReader:
     """The batches of one pass over an iterable, all of the size of the first; it knows where it stands.
 
     A pass that was begun goes on at its next batch. An iterator with ``get_state`` and ``set_state``, as
-    those of Grain, is set there; of others the batches before are read and dropped.
+    those of Grain, is set there; of others the batches before are read and dropped. Items that are samplers,
+    such as those of a `TileStream`, are for the compiled step to make batches of, and pass as they are.
 
     Args:
-        source: yields batches.
+        source: yields batches; by ``source.epoch(epoch)`` where it has that method, as its order may be a
+            function of the epoch's number.
         first: batches of the pass that were read before.
         state: as `state` gave it then; None where it is not known.
         resumed: whether the pass belongs to a training that was begun before: a warning is logged where the
             order of its batches may not be the one that it would have been.
         listed: see `read_batches`.
+        epoch: number of the pass, from 0.
     """
 
     def __init__(
@@ -152,9 +158,10 @@ class BatchReader:
         state: dict[str, Any] | None = None,
         resumed: bool = False,
         listed: tuple[float, ...] | None = None,
+        epoch: int = 0,
     ):
         self._listed, self._size = listed, (state or {}).get("size", 0)
-        self._iterator = iter(source)
+        self._iterator = _pass_over(source, epoch)
         saved = (state or {}).get("iterator")
         if first and saved is not None:
             cast(Any, self._iterator).set_state(_decoded(saved))
@@ -163,11 +170,14 @@ class BatchReader:
         if resumed and not (isinstance(source, list | tuple) or hasattr(self._iterator, "get_state")):
             logging.getLogger(__name__).warning(_ORDER, first, type(source).__name__)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Sampler]:
         return self
 
-    def __next__(self) -> Batch:
-        batch = as_batch(next(self._iterator))
+    def __next__(self) -> Batch | Sampler:
+        item = next(self._iterator)
+        if isinstance(item, Sampler):
+            return item
+        batch = as_batch(item)
         if self._listed is not None:
             warn_of_unlisted(batch.threshold, self._listed)
         self._size = self._size or batch.dsm.shape[0]
@@ -180,8 +190,12 @@ class BatchReader:
 
     def _skip(self, first: int) -> None:
         for number, item in enumerate(islice(self._iterator, first)):
-            if number == 0 and not self._size:
+            if number == 0 and not self._size and not isinstance(item, Sampler):
                 self._size = as_batch(item).dsm.shape[0]
+
+
+def _pass_over(source: Any, epoch: int) -> Iterator[Any]:
+    return iter(source.epoch(epoch) if callable(getattr(source, "epoch", None)) else source)
 
 
 def _encoded(state: Any) -> Any:

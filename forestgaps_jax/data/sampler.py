@@ -97,8 +97,54 @@ class SiteDraw:
         return self.first[site] + within
 
 
+class TrainingDraws:
+    """Augments and labels training tiles; the fields are those of the samplers that it is a part of."""
+
+    key: PRNGKeyArray
+    thresholds: tuple[float, ...]
+    threshold_range: tuple[float, float] | None
+    thresholds_per_tile: int
+    augmentation: Augmentation | None
+
+    def training_batch(
+        self,
+        step: Int[Array, ""],
+        tiles: Float[Array, "batch size size 2"],
+        resolution: Float[Array, " batch"],
+        used: Bool[Array, " batch"],
+    ) -> Batch:
+        """Tiles of DSM and CHM (m) as the batch of a global step; all draws are folded from it."""
+        _, draw_key = jax.random.split(self.key)
+        augment_key, threshold_key = jax.random.split(jax.random.fold_in(draw_key, step))
+        if self.augmentation:
+            tiles, resolution = self.augmentation(tiles, resolution, augment_key)
+        return label_tiles(tiles, resolution, self._draw_thresholds(threshold_key, tiles.shape[0]), used)
+
+    def _draw_thresholds(
+        self, key: PRNGKeyArray, size: int
+    ) -> Float[Array, " batch"] | Float[Array, "batch thresholds"]:
+        count, listed = self.thresholds_per_tile, jnp.asarray(self.thresholds, jnp.float32)
+        if self.threshold_range is not None:
+            low, high = self.threshold_range
+            if count == 1:
+                return jax.random.uniform(key, (size,), minval=low, maxval=high)
+            # One from each of equal parts of the range.
+            part = jnp.arange(count) + jax.random.uniform(key, (size, count))
+            return low + (high - low) / count * part
+        if count == 1:
+            return jax.random.choice(key, listed, (size,))
+        keys = jax.random.split(key, size)
+        return jax.vmap(lambda key: jax.random.choice(key, listed, (count,), replace=False))(keys)
+
+
+def sampling_key(seed: int) -> PRNGKeyArray:
+    """What the draws of a sampler are folded from; none of them is one of the network's."""
+    # Far from 0, where fold_in and split give equal keys.
+    return jax.random.fold_in(jax.random.key(seed), 2**31)
+
+
 @pytree_dataclass
-class TileSampler:
+class TileSampler(TrainingDraws):
     """Batches as a pure function of the step (see `forestgaps_jax.types.Sampler`).
 
     For training, an epoch is a permutation of the tiles drawn from (key, epoch); each tile comes once (but
@@ -148,9 +194,9 @@ class TileSampler:
         places = self.places[numbers]
         tiles, resolution = self.rasters.cut(places, self.tile_size), self.rasters.resolution[places[:, 0]]
         if self.shuffle:
-            return self._training_batch(step, tiles, resolution, used)
+            return self.training_batch(step, tiles, resolution, used)
         listed = jnp.asarray(self.thresholds, jnp.float32)
-        return _label(tiles, resolution, listed[self._slots_of(step) // self.places.shape[0]], used)
+        return label_tiles(tiles, resolution, listed[self._slots_of(step) // self.places.shape[0]], used)
 
     def describe(self, step: int) -> list[str]:
         """The tiles of a global step, as site, row and column."""
@@ -177,36 +223,14 @@ class TileSampler:
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
         return order[slots], used
 
-    def _training_batch(self, step: Array, tiles: Array, resolution: Array, used: Array) -> Batch:
-        _, draw_key = jax.random.split(self.key)
-        augment_key, threshold_key = jax.random.split(jax.random.fold_in(draw_key, step))
-        if self.augmentation:
-            tiles, resolution = self.augmentation(tiles, resolution, augment_key)
-        return _label(tiles, resolution, self._draw_thresholds(threshold_key), used)
 
-    def _draw_thresholds(
-        self, key: PRNGKeyArray
-    ) -> Float[Array, " batch"] | Float[Array, "batch thresholds"]:
-        count, listed = self.thresholds_per_tile, jnp.asarray(self.thresholds, jnp.float32)
-        if self.threshold_range is not None:
-            low, high = self.threshold_range
-            if count == 1:
-                return jax.random.uniform(key, (self.batch_size,), minval=low, maxval=high)
-            # One from each of equal parts of the range.
-            part = jnp.arange(count) + jax.random.uniform(key, (self.batch_size, count))
-            return low + (high - low) / count * part
-        if count == 1:
-            return jax.random.choice(key, listed, (self.batch_size,))
-        keys = jax.random.split(key, self.batch_size)
-        return jax.vmap(lambda key: jax.random.choice(key, listed, (count,), replace=False))(keys)
-
-
-def _label(
+def label_tiles(
     tiles: Float[Array, "batch size size 2"],
     resolution: Float[Array, " batch"],
     threshold: Float[Array, " batch"] | Float[Array, "batch thresholds"],
     used: Bool[Array, " batch"],
 ) -> Batch:
+    """Tiles of DSM and CHM (m) with what is gap in them; nothing is known of those that are not used."""
     tiles = jnp.where(used[:, None, None, None], tiles, jnp.nan)
     dsm, chm = tiles[..., :1], tiles[..., 1:]
     heights = threshold.reshape(threshold.shape[0], -1, 1, 1)

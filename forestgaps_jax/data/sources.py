@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.data.rasters import read_chm, read_site
-from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler
+from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler, sampling_key
 from forestgaps_jax.data.synthetic import is_virtual, put_on_terrain, virtual_forest
 from forestgaps_jax.data.tiles import Places, all_tiles, split_blocks
 from forestgaps_jax.types import Data, Site
@@ -141,8 +140,7 @@ def _sampler(
     return TileSampler(
         rasters=rasters,
         places=jnp.asarray(places),
-        # Far from 0, where fold_in and split give equal keys: no draw here is one of the network's.
-        key=jax.random.fold_in(jax.random.key(config.seed), 2**31),
+        key=sampling_key(config.seed),
         tile_size=config.tile_size,
         batch_size=config.batch_size,
         thresholds=config.thresholds,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.ground import Rectangle, pixels_inside, pixels_touched, shared_grounds
@@ -100,15 +100,36 @@ def _tiles_in_block(sites: Sequence[Site], block: _Block, config: Config) -> Pla
         # Only the block is looked at: a site has many.
         window = np.s_[top:bottom, left:right]
         part = Site(site.name, site.dsm[window], site.chm[window], site.grid)
-        rows, columns = (length % size // 2 + np.arange(length // size) * size for length in part.shape)
+        rows, columns = (side_by_side(length, size) for length in part.shape)
         places = _valid_tiles(part, index, rows, columns, np.ones(part.shape, bool), config)
         found.append(places + np.array([0, top, left], np.int32))
     return _join(found)
 
 
+def side_by_side(length: int, size: int) -> Int[np.ndarray, " tiles"]:
+    """First pixels of the tiles along a side, in its middle.
+
+    >>> side_by_side(10, 4)
+    array([1, 5])
+    """
+    return length % size // 2 + np.arange(length // size) * size
+
+
+def overlapping(length: int, size: int, overlap: float) -> Int[np.ndarray, " tiles"]:
+    """First pixels of the tiles along a side that share ``overlap`` of theirs with the next.
+
+    >>> overlapping(11, 4, 0.5)
+    array([0, 2, 4, 6, 7])
+    """
+    if length < size:
+        return np.arange(0)
+    stride = max(1, round(size * (1 - overlap)))
+    # The last tile is flush with the edge, so that the edge trains too.
+    return np.unique(np.append(np.arange(0, length - size + 1, stride), length - size))
+
+
 def _training_tiles(sites: Sequence[Site], kept_out: Sequence[_Block], config: Config) -> Places:
-    size, found = config.tile_size, []
-    stride = max(1, round(size * (1 - config.tile_overlap)))
+    found = []
     for index, site in enumerate(sites):
         free = np.ones(site.shape, bool)
         for block in kept_out:
@@ -116,13 +137,7 @@ def _training_tiles(sites: Sequence[Site], kept_out: Sequence[_Block], config: C
                 grown = block.rectangle.grow(config.split_buffer)
                 top, left, bottom, right = pixels_touched(grown, site)
                 free[top:bottom, left:right] = False
-        # The last tile is flush with the edge, so that the edge trains too.
-        rows, columns = (
-            np.unique(np.append(np.arange(0, length - size + 1, stride), length - size))
-            if length >= size
-            else np.arange(0)
-            for length in site.shape
-        )
+        rows, columns = (overlapping(length, config.tile_size, config.tile_overlap) for length in site.shape)
         found.append(_valid_tiles(site, index, rows, columns, free, config))
     return _join(found)
 

@@ -12,6 +12,9 @@ from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import weight_samples
 from forestgaps_jax.settings import NotNegative
 
+_SMALLEST_SMOOTH = 1e-18
+"""The slope of a ratio divides by the square of what is below, which of a smaller one is no float32."""
+
 
 def dice_loss(
     logits: Float[Array, "batch ..."],
@@ -30,7 +33,8 @@ def dice_loss(
     Args:
         logits: any shape with the batch first.
         targets: 1 for gap, 0 for not; of the same shape.
-        smooth: ``s``, pixels added above and below: an empty target met by an empty prediction costs 0.
+        smooth: ``s``, pixels added above and below, 1e-18 at least: an empty target met by an empty
+            prediction costs 0.
         reduction: ``"batch"`` sums over all pixels of the batch, so that a tile without gaps does not
             jump between 0 and 1, and that it does not matter which tile of the batch a pixel lies in;
             ``"image"`` takes each sample's own Dice and averages them over the samples that have a valid
@@ -78,8 +82,7 @@ class DiceLoss(GapLoss):
 def _one_minus_overlap(
     both: Float[Array, "*samples"], either: Float[Array, "*samples"], smooth: float
 ) -> Float[Array, "*samples"]:
-    below = either + smooth
-    return jnp.where(below > 0, (either - 2.0 * both) / jnp.where(below > 0, below, 1.0), 0.0)
+    return (either - 2.0 * both) / (either + jnp.maximum(smooth, _SMALLEST_SMOOTH))
 
 
 def _sum_per_sample(values: Float[Array, "batch ..."]) -> Float[Array, " batch"]:

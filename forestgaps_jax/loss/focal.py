@@ -12,6 +12,9 @@ from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import mean_over_valid
 from forestgaps_jax.settings import Fraction, NotNegative
 
+_LARGEST_LOGIT = 1e30
+"""Its products with a focusing exponent, and their sum over a batch, are still float32."""
+
 
 def focal_loss(
     logits: Float[Array, "batch ..."],
@@ -28,7 +31,8 @@ def focal_loss(
     $$L = -\alpha y (1-p)^\gamma \log p - (1-\alpha) (1-y) p^\gamma \log(1-p), \quad p = \sigma(x)$$
 
     Everything is computed from $\log\sigma(\pm x)$, so that value and gradient stay finite, and the most
-    wrong pixels keep their gradient, for any finite logit in any float type.
+    wrong pixels keep their gradient, for any finite logit in any float type. Beyond 1e30 the value is that
+    of 1e30.
 
     Args:
         logits: any shape with the batch first.
@@ -51,6 +55,7 @@ def focal_loss(
     0.0866
     """
     logits, targets, pixels = mask_invalid(logits, targets, valid, from_logits=from_logits)
+    logits = _held(logits)
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     weight_gap, weight_rest = (1.0, 1.0) if alpha is None else (alpha, 1.0 - alpha)
     gap = -weight_gap * jnp.exp(gamma * log_q) * log_p
@@ -83,6 +88,16 @@ def bce_loss(
         sample_weight=sample_weight,
         from_logits=from_logits,
     )
+
+
+def _held(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Logits small enough for products of them; the slope is that of what was given.
+
+    The slope of the modulating factor is ``gamma * log p`` times what is 0 for a very wrong pixel: NaN, if
+    the first is no float32.
+    """
+    held = jax.lax.stop_gradient(jnp.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT))
+    return held + (logits - jax.lax.stop_gradient(logits))
 
 
 @dataclass(frozen=True)

@@ -135,10 +135,14 @@ def _warmup_constant(config: Config, steps_per_epoch: int, total: int) -> optax.
 
 
 def _step(config: Config, steps_per_epoch: int, total: int) -> optax.Schedule:
-    # Counted in batches, whole numbers, so that no reduction comes a step late by rounding.
-    batches = max(round(config.step_size * steps_per_epoch), 1)
-    decay = optax.exponential_decay(config.learning_rate, batches, config.step_gamma, staircase=True)
-    return lambda step: decay(step * config.gradient_accumulation_steps)
+    # Whole numbers of batches, divided as such: in compiled float32, 41 / 41 is below 1, a step too late.
+    batches = min(max(round(config.step_size * steps_per_epoch), 1), jnp.iinfo(jnp.int32).max)
+
+    def rate(step: Any) -> Any:
+        reductions = step * config.gradient_accumulation_steps // batches
+        return config.learning_rate * jnp.power(config.step_gamma, reductions)
+
+    return rate
 
 
 def _exponential(config: Config, steps_per_epoch: int, total: int) -> optax.Schedule:

@@ -108,5 +108,24 @@ def test_batches_have_one_shape_from_any_place_on():
     assert [batch.dsm.shape for batch in BatchReader(BATCHES, 2)] == [(3, 4, 4, 1)]
 
 
+def test_a_source_is_told_the_number_of_the_epoch_where_it_asks_for_it():
+    class Epochs(list):
+        def epoch(self, number):
+            return iter(self[number:])
+
+    assert [len(list(BatchReader(Epochs(BATCHES), epoch=number))) for number in (0, 1, 2)] == [3, 2, 1]
+    assert len(list(BatchReader(Epochs(BATCHES), 1, epoch=1))) == 1
+    assert len(list(read_batches(Epochs(BATCHES)))) == 3
+    other = Epochs(BATCHES)
+    other.epoch = 1  # of another library, and no method
+    assert len(list(BatchReader(other, epoch=2))) == 3
+
+
+def test_items_that_are_samplers_pass_as_they_are(data):
+    items = [data.val, data.val, data.val]
+    assert [*read_batches(items, listed=(1.0,))] == items
+    assert [*BatchReader(items, 2)] == items[2:]
+
+
 def test_a_sampler_is_given_once_for_each_step(data):
     assert [*read_batches(data.train)] == [data.train] * data.train.steps_per_epoch

@@ -270,6 +270,29 @@ def test_all_tiles_cover_sites_side_by_side_without_those_too_little_known():
     assert (places[:, 0] == 1).sum() == 2 * 3
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(5, 60), st.integers(5, 60)),
+    size=st.integers(1, 12),
+    share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    seed=st.integers(0, 99),
+)
+def test_all_tiles_are_as_many_as_fit_apart_and_only_those_too_little_known_are_missing(
+    shape, size, share, seed
+):
+    config = Config(tile_size=size, min_valid_fraction=share)
+    if min(shape) < size:
+        reject()
+    whole = all_tiles([make_site(shape)], config)
+    assert len(whole) == (shape[0] // size) * (shape[1] // size)
+    assert paint(whole, [make_site(shape)], size)[0].max() == 1
+    known = blotches(shape, seed)
+    enough = [n >= share * size**2 and n for n in (known[window].sum() for _, window in windows(whole, size))]
+    if any(enough):
+        found = all_tiles([make_site(shape, known=known)], config)
+        np.testing.assert_array_equal(found, whole[np.array(enough, bool)])
+
+
 def test_all_tiles_of_sites_without_a_tile_are_an_error():
     with pytest.raises(ValueError, match="no site holds a valid tile of 8 px"):
         all_tiles(

@@ -37,6 +37,23 @@ def test_fault_06_rarer_never_weighs_less_within_bounds_and_mean_one(shares):
     assert 0 < weights.max() <= 16 * weights.min() * (1 + 1e-9)
 
 
+@FEW
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=8), st.data())
+def test_fault_06_any_shares_and_adjustments_give_positive_weights_of_mean_one(shares, data):
+    thresholds = tuple(range(1, len(shares) + 1))
+    factors = data.draw(st.dictionaries(st.sampled_from(thresholds), st.floats(0.01, 100)))
+    plain = weights_of(*shares, config=Config(thresholds=thresholds))
+    config = Config(thresholds=thresholds, threshold_weight_adjustment=factors)
+    adjusted = weights_of(*shares, config=config)
+    unknown = np.isnan(shares)
+    np.testing.assert_allclose(plain[unknown], 1)
+    for weights in (plain, adjusted):
+        assert (weights > 0).all()
+        assert weights.mean() == pytest.approx(1)
+    expected = plain * [factors.get(threshold, 1) for threshold in thresholds]
+    np.testing.assert_allclose(adjusted, expected / expected.mean(), rtol=1e-9)
+
+
 def test_fault_06_a_threshold_without_gaps_has_the_largest_weight_and_divides_by_nothing():
     # Geometric mean of 1/0.2 and 1/0.8 is 2.5; 4 times that is the bound.
     expected = np.array([10.0, 5.0, 1.25])

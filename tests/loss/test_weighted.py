@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from forestgaps_jax.loss import (
     AdaptiveLoss,
@@ -14,7 +16,7 @@ from forestgaps_jax.loss import (
     ThresholdWeightedLoss,
     ThresholdWeightedRegressionLoss,
 )
-from tests.loss.oracles import combined, dice, focal, masked_case, run
+from tests.loss.oracles import SHAPE, combined, dice, focal, masked_case, run
 
 HEIGHTS, WEIGHTS = (5.0, 10.0, 20.0), (2.0, 0.4, 0.6)
 THRESHOLDS = np.float32([3.0, 7.5, 18.0])  # below the first, between, between
@@ -34,6 +36,32 @@ def test_fault_06_weights_are_interpolated_and_hold_outside():
     heights = [0.0, 5.0, 6.0, 10.0, 15.0, 20.0, 99.0]
     result = weighted(BCELoss()).sample_weight(jnp.asarray(heights))
     np.testing.assert_allclose(result, np.interp(heights, HEIGHTS, WEIGHTS), rtol=1e-6)
+
+
+# Centimetres: apart by one at least, as the settings ask, and in any order; of two lengths, for two compiles.
+HEIGHT_LISTS = st.sampled_from([1, 5]).flatmap(
+    lambda size: st.lists(st.integers(1, 6000), min_size=size, max_size=size, unique=True)
+)
+
+
+@settings(max_examples=15)
+@given(HEIGHT_LISTS, st.integers(0, 2**32 - 1))
+def test_fault_06_any_table_weighs_samples_and_pixels_as_numpy_interpolates_it(centimetres, seed):
+    rng = np.random.default_rng(seed)
+    nodes, factors = np.array(centimetres) / 100, rng.uniform(0, 10, len(centimetres))
+    order = np.argsort(nodes)
+    at_nodes_and_around = np.concatenate([nodes, rng.uniform(0, 70, 9), [0.0, 1e4]])
+    of_samples = ThresholdWeightedLoss(CombinedFocalDiceLoss(), tuple(nodes), tuple(factors))
+    of_pixels = ThresholdWeightedRegressionLoss(MAELoss(), tuple(nodes), tuple(factors))
+    expected = np.interp(at_nodes_and_around, nodes[order], factors[order])
+    for weigh in (of_samples.sample_weight, of_pixels.pixel_weight):
+        # Nodes may be a centimetre apart, of which float32 heights keep four digits at 60 m.
+        np.testing.assert_allclose(weigh(jnp.asarray(at_nodes_and_around)), expected, rtol=1e-4, atol=1e-2)
+    logits, targets, valid, weight = masked_case(seed)
+    thresholds = rng.choice(nodes, SHAPE[0])
+    value, _ = run(at(of_samples, thresholds), logits, targets, valid, weight)
+    listed = factors[[np.flatnonzero(nodes == threshold)[0] for threshold in thresholds]]
+    assert value == pytest.approx(combined(logits, targets, valid=valid, weight=listed * weight), rel=1e-4)
 
 
 @pytest.mark.parametrize(

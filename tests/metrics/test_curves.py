@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit
 from sklearn import metrics as sk
 
@@ -161,6 +162,32 @@ def test_best_cut_gives_what_it_says(seed, gap, skill):
     assert f1 == pytest.approx(sk.f1_score(truth.ravel(), found.ravel()))
     assert best_cut(histogram, "iou")[1] == pytest.approx(sk.jaccard_score(truth.ravel(), found.ravel()))
     assert best_cut(histogram, "iou")[0] == cut
+
+
+@settings(max_examples=40)
+@given(arrays(np.int64, (2, 2, 8), elements=st.integers(0, 6)), st.booleans())
+def test_scores_of_any_histogram_are_those_of_scikit_learn_with_its_counts_as_weights(rows, empty):
+    rows = rows * (1 - empty * np.array([0, 1]))[None, :, None]  # perhaps without a gap
+    counts = rows.sum(axis=0)
+    found, curve = average_precision(rows), precision_recall_curve(rows)
+    assert (np.diff(curve.cut) > 0).all()
+    if not counts[1].any():
+        assert math.isnan(found)
+        assert all(map(math.isnan, best_cut(rows)))
+        return
+    labels, scores = np.repeat([0, 1], 8), np.tile(np.arange(8), 2)
+    expected = sk.average_precision_score(labels, scores, sample_weight=counts.ravel())
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert 0 < found <= 1 + 1e-12
+    assert (np.diff(curve.recall) <= 0).all()
+    assert curve.recall[0] == 1
+    for cut in range(8):
+        above = scores >= cut
+        f1 = sk.f1_score(labels, above, sample_weight=counts.ravel(), zero_division=0)
+        assert best_cut(rows)[1] >= f1 - 1e-12
+    chosen = scores >= np.argmin(abs(curve.cut - best_cut(rows)[0]))
+    best = sk.f1_score(labels, chosen, sample_weight=counts.ravel(), zero_division=0)
+    assert best_cut(rows)[1] == pytest.approx(best, rel=1e-12)
 
 
 def test_best_cut_is_the_best_of_all_that_can_be_tried():

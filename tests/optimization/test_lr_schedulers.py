@@ -210,6 +210,7 @@ def test_a_cycle_longer_than_the_run_is_cut():
     k=st.integers(1, 3),
 )
 @example(size=3, gamma=0.5, steps=10, k=3)
+@example(size=1, gamma=0.5, steps=41, k=1)
 def test_step_is_that_of_pytorch_by_whole_epochs(size, gamma, steps, k):
     lr = rates(
         steps, 60 // k, epochs=60, scheduler_type="step", step_size=size, step_gamma=gamma,

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -95,6 +96,30 @@ def test_for_metrics_from_0_on_it_is_pytorch_to_the_letter(plateau, values):
     values = [abs(v) for v in values]
     oracle = ReduceLROnPlateau(plateau, share_of_size=False)
     np.testing.assert_allclose(scales(plateau, values), [oracle.step(v) for v in values], rtol=1e-6)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    VALUES,
+    st.builds(
+        Plateau,
+        mode=st.sampled_from(["min", "max"]),
+        factor=st.floats(0.01, 0.99),
+        patience=st.integers(0, 5),
+        threshold=st.sampled_from([0.0, 0.125, 0.5, 2.0]),
+        threshold_mode=st.sampled_from(["rel", "abs"]),
+        cooldown=st.integers(0, 5),
+        min_scale=st.floats(0, 1),
+    ),
+    st.integers(0, 96).map(lambda i: i / 8),
+)
+def test_any_plateau_falls_as_pytorchs_does_after_its_warmup_and_stays_in_its_range(values, plateau, warmup):
+    found = scales(replace(plateau, warmup_epochs=warmup), values)
+    oracle, begin = ReduceLROnPlateau(plateau, share_of_size=True), math.ceil(warmup)
+    expected = [1.0] * begin + [oracle.step(value) for value in values[begin:]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-38)
+    assert (np.diff(found) <= 0).all()
+    assert found.min() >= plateau.min_scale * (1 - 1e-6)
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
