@@ -60,9 +60,32 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in _VERSIONS}
 
 
-def write_record(folder: Path, leaves: dict[str, str], info: dict[str, Any], score: float | None) -> None:
+def former(path: Path) -> Path:
+    """Where a checkpoint is while another takes its place."""
+    return path.with_name(f"{path.name}.old")
+
+
+def as_json(info: Any) -> Any:
+    """What is to be saved as plain JSON; numbers and arrays of NumPy become those of Python.
+
+    Raises:
+        TypeError: what cannot be.
+    """
+
+    def plain(value: Any) -> Any:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        raise TypeError(f"{value!r} cannot be saved in a checkpoint: must be JSON")
+
+    return json.loads(json.dumps(info, default=plain))
+
+
+def write_record(
+    folder: Path, step: int, leaves: dict[str, str], info: dict[str, Any], score: float | None
+) -> None:
     """Write the record of a folder: what it holds, and size and checksum of each of its files."""
     record = {
+        "step": step,
         "format": FORMAT,
         "versions": versions(),
         "score": score,
@@ -70,7 +93,6 @@ def write_record(folder: Path, leaves: dict[str, str], info: dict[str, Any], sco
         "files": _files(folder),
         "info": info,
     }
-    record = json.loads(json.dumps(record))
     (folder / RECORD).write_text(json.dumps({**record, "digest": _digest(record)}), encoding="utf-8")
 
 
@@ -84,8 +106,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         digest = record.pop("digest")
-    except FileNotFoundError:
-        raise DamagedCheckpoint(f"{folder} has no {RECORD}") from None
+    except OSError as error:
+        raise DamagedCheckpoint(f"{folder}/{RECORD} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         digest = record = None
     if record is None or digest != _digest(record):
@@ -105,7 +127,10 @@ def check_files(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         DamagedCheckpoint: names the first that is missing, cut off, changed or not of this checkpoint.
     """
-    there, written = _files(folder), record["files"]
+    try:
+        there, written = _files(folder), record["files"]
+    except OSError as error:
+        raise DamagedCheckpoint(f"{error.filename} cannot be read: {error.strerror}") from None
     for name in sorted(written.keys() | there.keys()):
         if name not in there:
             raise DamagedCheckpoint(f"{folder}/{name} is missing")

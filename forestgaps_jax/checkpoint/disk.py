@@ -11,31 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, host, leaves_of, write_record
+from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, former, host, leaves_of, write_record
+from forestgaps_jax.checkpoint.reading import damaged_ones, set_aside
 from forestgaps_jax.state import TrainState
 
 
 def host_trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, Any]:
-    """Copies of what a checkpoint holds on the host; waits for the device."""
+    """Copies of what a checkpoint holds on the host; waits for the device.
+
+    Raises:
+        TypeError: a leaf of ``progress`` that is no array of numbers, or an empty one, which Orbax cannot
+            write.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(progress):
+        if np.asarray(leaf).dtype.kind not in "biufc" or not np.size(leaf):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise TypeError(f"{name} = {leaf!r} cannot be saved: must be an array of one number or more")
     return host({"state": arrays_of(state)} | ({"progress": progress} if progress else {}))
 
 
-def write(path: Path, trees: dict[str, Any], info: dict[str, Any], score: float | None) -> None:
-    """Write a checkpoint beside where it belongs, and move it there when it is whole."""
-    new, old = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.old")
+def write(
+    path: Path, step: int, trees: dict[str, Any], info: dict[str, Any], score: float | None = None
+) -> None:
+    """Write a checkpoint beside where it belongs, and move it there when it is whole and on the disk."""
+    new, old = path.with_name(f"{path.name}.new"), former(path)
     _refuse_full_disk(path.parent, trees)
     context = ocp.Context()
     # Orbax's threads would wait minutes for a folder that could not be made.
     context.asynchronous.create_directories_asynchronously = False
     with context, _quiet():
         ocp.save_checkpointables(str(new), trees, overwrite=True)
-    write_record(new, leaves_of(trees["state"]), info, score)
+    write_record(new, step, leaves_of(trees["state"]), info, score)
+    for part in [*new.rglob("*"), new]:
+        _sync(part)
     remove(old)
     if path.exists():
         path.rename(old)
     new.rename(path)
+    _sync(path.parent)
     remove(old)
 
 
@@ -48,11 +64,21 @@ def prepare(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(f"no checkpoint can be written to {folder}: {error.strerror}") from error
-    for old in folder.glob("*.old"):
-        if not old.with_suffix("").exists():  # killed between the two renames of `write`
-            old.rename(old.with_suffix(""))
+    set_aside(folder, damaged_ones(folder))
     for left in [*folder.glob("*.new*"), *folder.glob("*.old")]:
         remove(left)
+
+
+def _sync(path: Path) -> None:
+    """Wait until it is on the disk, which a power cut may come before."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:  # folders of Windows
+        return
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def remove(folder: Path) -> None:
@@ -73,13 +99,17 @@ def _refuse_full_disk(folder: Path, trees: dict[str, Any]) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Orbax's threads log every error several times, with what they did; it is told once, by us."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    logger, silence = logging.getLogger("absl"), _Silence()
+    logger.addFilter(silence)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(silence)
+
+
+class _Silence(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
 
 
 def reason(error: Exception) -> str:

@@ -3,9 +3,12 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.checkpoint.contents import (
@@ -13,7 +16,7 @@ from forestgaps_jax.checkpoint.contents import (
     DamagedCheckpoint,
     arrays_of,
     check_files,
-    host,
+    former,
     leaves_of,
     read_record,
     state_of,
@@ -30,6 +33,7 @@ class Checkpoint(NamedTuple):
         progress: further arrays, as NumPy's; empty where none were saved.
         damaged: steps of later or better checkpoints that could not be read.
         versions: of the libraries that wrote it, by name.
+        differing: settings that are others than those it was saved with, in words.
     """
 
     state: TrainState
@@ -37,6 +41,7 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
     damaged: tuple[int, ...] = ()
     versions: dict[str, str] = {}  # noqa: RUF012
+    differing: tuple[str, ...] = ()
 
 
 def latest(folder: str | Path) -> int | None:
@@ -93,6 +98,7 @@ def restore_one(path: str | Path, state: TrainState) -> Checkpoint:
         ValueError: it is of another model or optimizer, or of a newer version of the library.
     """
     folder = Path(path).absolute()
+    recover(folder)
     if not (folder / RECORD).exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     return _read(folder, state)
@@ -104,6 +110,26 @@ def set_aside(folder: str | Path, steps: Iterable[int]) -> None:
         path = Path(folder) / str(step)
         names = (path.with_name(f"{step}.damaged{n or ''}") for n in range(1000))
         path.rename(next(name for name in names if not name.exists()))
+
+
+def damaged_ones(folder: str | Path) -> list[int]:
+    """Steps of the checkpoints whose files are not what was written."""
+    damaged = []
+    for step in _steps(folder):
+        path = Path(folder) / str(step)
+        try:
+            check_files(path, read_record(path))
+        except DamagedCheckpoint as error:
+            logging.getLogger(__name__).warning("a damaged checkpoint is set aside: %s", error)
+            damaged.append(step)
+    return damaged
+
+
+def recover(path: Path) -> None:
+    """Put a checkpoint back that was to be replaced when the process was killed."""
+    if not path.exists() and former(path).exists():
+        with suppress(OSError):  # another process may be at it
+            former(path).rename(path)
 
 
 def recorded_scores(folder: str | Path) -> dict[int, float | None]:
@@ -120,7 +146,11 @@ def recorded_scores(folder: str | Path) -> dict[int, float | None]:
 def _steps(folder: str | Path) -> list[int]:
     """Steps of all checkpoints, whole or not; what is still being written has another name."""
     folder = Path(folder)
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    for old in folder.glob("*.old"):
+        recover(old.with_suffix(""))
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
 
 
 def _order(scores: dict[int, float | None], which: Literal["latest", "best"]) -> list[int]:
@@ -149,16 +179,24 @@ def _first_whole(
 
 def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = None) -> Checkpoint:
     record = read_record(path)
-    wanted = host(arrays_of(state))
+    if path.name.isdigit() and record["step"] != int(path.name):
+        raise DamagedCheckpoint(f"{path} holds step {record['step']}")
+    wanted = jax.eval_shape(arrays_of, state)
     differing = _differing_settings(record["info"].get("config", {}), settings)
     _refuse_another(path, record["leaves"], wanted, differing)
     check_files(path, record)
-    targets: dict[str, Any] = {"state": wanted}
+    targets: dict[str, Any] = {"state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)}
     if (path / "progress").is_dir():
         targets["progress"] = None
     trees: dict[str, Any] = ocp.load_checkpointables(str(path), targets)
     restored = state_of(trees["state"], state)
-    return Checkpoint(restored, record["info"], trees.get("progress", {}), versions=record["versions"])
+    return Checkpoint(
+        restored,
+        record["info"],
+        trees.get("progress", {}),
+        versions=record["versions"],
+        differing=tuple(differing.values()),
+    )
 
 
 def _refuse_another(

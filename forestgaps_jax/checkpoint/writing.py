@@ -7,7 +7,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forestgaps_jax.checkpoint.contents import RECORD
+from forestgaps_jax.checkpoint.contents import RECORD, as_json
 from forestgaps_jax.checkpoint.disk import host_trees, prepare, reason, remove, write
 from forestgaps_jax.checkpoint.reading import recorded_scores
 from forestgaps_jax.state import TrainState
@@ -66,10 +66,16 @@ class Checkpointer:
             info: JSON to save beside it.
             score: how good it is, the higher the better; None or NaN never makes it the best.
             progress: further arrays, in dictionaries and lists.
+
+        Raises:
+            TypeError: what is no JSON, or no array.
+            RuntimeError: it is closed.
         """
         score = None if score is None or math.isnan(score) else score
-        save = _Save(int(state.step), host_trees(state, progress), info, score)
+        save = _Save(int(state.step), host_trees(state, progress), as_json(info), score)
         with self._changed:
+            if self._closing:
+                raise RuntimeError("the Checkpointer is closed: open another one")
             self._changed.wait_for(lambda: len(self._pending) < _WAITING)
             self._pending.append(save)
             self._changed.notify_all()
@@ -97,7 +103,7 @@ class Checkpointer:
         while (save := self._next()) is not None:
             last_chance = self._closing
             try:
-                write(self._folder / str(save.step), save.trees, save.info, save.score)
+                write(self._folder / str(save.step), *save)
                 self._scores[save.step], self._failure = save.score, None
                 self._prune()
             except Exception as error:  # a full disk comes in many types
@@ -148,6 +154,6 @@ def save_one(path: str | Path, state: TrainState, info: dict[str, Any]) -> None:
     if folder.exists() and not (folder / RECORD).exists():
         raise FileExistsError(f"{path} exists and is no checkpoint: give another path")
     try:
-        write(folder, host_trees(state, None), info, None)
+        write(folder, int(state.step), host_trees(state, None), as_json(info))
     except Exception as error:
         raise OSError(f"{path} could not be written: {reason(error)}") from error

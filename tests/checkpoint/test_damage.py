@@ -51,11 +51,11 @@ def assert_is(saved: checkpoint.Checkpoint, step: int) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_read(folder, how, caplog):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_read(whole, folder, how, caplog):
     state = new_state()
     for seed in range(6):
         shutil.rmtree(folder / "30")
-        shutil.copytree(folder / "20", folder / "30")  # a whole one, of the wrong step: damaged all the same
+        shutil.copytree(whole / "30", folder / "30")
         path = damage(folder / "30", how, random.Random(seed))
         caplog.clear()
         saved = restore(folder, state)
@@ -96,6 +96,39 @@ def test_a_file_that_does_not_belong_there_is_damage(folder):
         restore(folder, new_state(), 30)
 
 
+def test_one_that_was_put_into_the_place_of_another_is_damage(folder):
+    shutil.rmtree(folder / "30")
+    shutil.copytree(folder / "20", folder / "30")
+    with pytest.raises(DamagedCheckpoint, match="30 holds step 20"):
+        restore(folder, new_state(), 30)
+
+
+def test_what_is_no_folder_and_what_cannot_be_read_is_passed_over(folder):
+    (folder / "99").write_text("not a checkpoint")
+    (folder / "30" / "record.json").unlink()
+    (folder / "30" / "record.json").mkdir()
+    assert_is(restore(folder, new_state()), 20)
+    assert latest(folder) == 20
+
+
+def test_one_that_was_being_replaced_when_the_process_was_killed_is_found(folder, tmp_path):
+    (folder / "30").rename(folder / "30.old")
+    shutil.copytree(folder / "20", folder / "30.new")
+    assert_is(restore(folder, new_state()), 30)
+    checkpoint.save_one(tmp_path / "one", at_step(new_state(), 7), {})
+    (tmp_path / "one").rename(tmp_path / "one.old")
+    assert int(checkpoint.restore_one(tmp_path / "one", new_state()).state.step) == 7
+
+
+def test_a_damaged_best_is_set_aside_at_the_next_start_so_that_another_can_be_the_best(folder):
+    damage(folder / "10" / "state", "bit flipped", random.Random(0))
+    with Checkpointer(folder) as checkpointer:
+        for step, score in ((40, 0.8), (50, 0.1), (60, 0.2)):
+            checkpointer.save(at_step(new_state(), step), {"epoch": step}, score)
+    assert (folder / "10.damaged").is_dir()
+    assert int(restore(folder, new_state(), "best").state.step) == 40
+
+
 def test_damaged_ones_are_set_aside_for_a_look_and_their_steps_are_free(folder):
     for _ in range(2):
         set_aside(folder, [30])
@@ -107,7 +140,6 @@ def test_what_a_killed_save_has_left_is_cleared_away(folder):
     for name in ("40.new.orbax-checkpoint-tmp", "40.new", "20.old"):
         (folder / name / "state").mkdir(parents=True)
     (folder / "30").rename(folder / "30.old")  # killed when it was to be replaced
-    assert latest(folder) == 20
     with Checkpointer(folder, keep_last=3):
         assert sorted(path.name for path in folder.iterdir()) == ["10", "20", "30"]
     assert_is(restore(folder, new_state()), 30)
@@ -153,7 +185,7 @@ def test_opening_one_runs_no_code(folder, monkeypatch):
         monkeypatch.setattr(pickle, name, forbidden)
     assert_is(restore(folder, new_state()), 30)
     record = json.loads((folder / "30" / "record.json").read_text())
-    assert set(record) == {"format", "versions", "score", "leaves", "files", "info", "digest"}
+    assert set(record) == {"format", "step", "versions", "score", "leaves", "files", "info", "digest"}
     assert record["versions"]["jax"] == jax.__version__
 
 
