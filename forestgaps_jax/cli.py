@@ -26,7 +26,7 @@ forestgaps-jax COMMAND --help lists the settings of a command, with defaults and
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: that of a shell, 130 and 143, after Ctrl-C and SIGTERM."""
+    """Run a command; returns the exit status, 130 after Ctrl-C; SIGTERM exits with 143."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     commands = {"train": _train, "evaluate": _evaluate, "predict": _predict}
     commands |= {"report": _report, "gaps": _gaps, "info": _info, "replay": _replay}
@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does; a training takes both itself."""
-    if threading.current_thread() is not threading.main_thread():
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) in (signal.SIG_IGN, None):
         yield
         return
 

@@ -13,6 +13,7 @@ import numpy as np
 from forestgaps_jax import checkpoint
 from forestgaps_jax.data.cut_tiles import CutTiles
 from forestgaps_jax.data.sampler import TileSampler
+from forestgaps_jax.loss import Loss
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import StepLogs
 from forestgaps_jax.types import Batch, Sampler
@@ -41,16 +42,18 @@ def divergence(
     steps_per_epoch: int,
     source: Batch | Sampler,
     logs: StepLogs,
+    loss: Loss,
 ) -> DivergenceError:
     """The error of a training that has diverged; its batch is written to ``run_folder/diverged_step_N``.
 
     Args:
         run_folder: None to write nothing.
-        state: of now: no step that was skipped has changed its parameters.
+        state: of now; neither a skipped step nor any after it has changed its parameters.
         step: the latest of the skipped ones, counted from 0.
         steps_per_epoch: of the training.
         source: what that step has read.
         logs: of that step.
+        loss: of the training, whose threshold weights are kept.
     """
     batch = source.sample(jnp.int32(step)) if isinstance(source, Sampler) else source
     told = {
@@ -60,6 +63,7 @@ def divergence(
         "loss": float(logs.loss),
         "grad_norm": float(logs.grad_norm),
         "lr": float(logs.lr),
+        "threshold_weights": dict(getattr(loss, "table", {})),
         "tiles": source.describe(step) if isinstance(source, TileSampler | CutTiles) else [],
     }
     folder = None if run_folder is None else run_folder / f"diverged_step_{step}"

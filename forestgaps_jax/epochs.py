@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 from forestgaps_jax.callbacks import CallbackList, Monitor, Position, Run
+from forestgaps_jax.callbacks.resumption import restore_callbacks
+from forestgaps_jax.checkpoint import Checkpoint
 from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.reading import BatchReader, read_batches
@@ -56,8 +58,12 @@ def no_totals(recipe: Recipe) -> Totals:
     return Totals.zeros(recipe.thresholds, training=True, norms=recipe.monitor_gradients, heights=heights)
 
 
-def run_epochs(training: Training) -> None:
+def run_epochs(training: Training, saved: Checkpoint | None) -> None:
     """Run what is left of a training, and tell the callbacks of its end.
+
+    Args:
+        training: that the callbacks were told of.
+        saved: what its callbacks go on from; None for a new training.
 
     Raises:
         DivergenceError: too many steps in a row were not finite.
@@ -66,6 +72,8 @@ def run_epochs(training: Training) -> None:
     """
     run, monitor = training.run, training.monitor
     try:
+        if saved is not None:
+            restore_callbacks(run, saved)
         for epoch in range(run.position.epoch, run.config.epochs):
             if run.stop_reason is not None:
                 break
@@ -77,11 +85,12 @@ def run_epochs(training: Training) -> None:
             best_metrics={monitor.name: monitor.best},
             stop_reason=run.stop_reason,
         )
-    if run.interrupted:
+    # Also where the signal came after the last step: it was meant for all that follows.
+    if _interrupted(training, None):
         where = "" if run.folder is None else f"; it goes on in {run.folder} by resume = 'auto'"
         message = f"training {run.stop_reason}{where}"
         logging.getLogger(__name__).warning(message)
-        raise training.interruption.error(message, run.state, run.history)
+        raise training.interruption.error(message, run.state, run.history, run.position)
 
 
 def _run_epoch(training: Training, epoch: int) -> None:
@@ -130,20 +139,21 @@ def _train_epoch(training: Training, epoch: int, start: float) -> tuple[dict[str
     place = run.position
     done = place.batch
     totals, rate = place.totals or no_totals(training.recipe), place.lr
-    in_flight, number = InFlight(partial(_refuse_divergence, run, epoch)), done - 1
+    in_flight, number = InFlight(partial(_refuse_divergence, run, training.recipe, epoch)), done - 1
     batches, reader = _batches(training, epoch, done)
     for number, batch in enumerate(batches, done):
         hooks.fire("on_batch_begin", number, epoch=epoch)
         state, totals, logs = training.step(run.state, totals, batch)
         run._advance(state)
         rate = logs.lr
-        where = None if reader is None else reader.state()
+        where = None if reader is None else reader.state
         run.position = Position(epoch, number + 1, totals, rate, time.perf_counter() - start, where)
         in_flight.push(number, batch, logs)
         stop = _interrupted(training, epoch * run.steps_per_epoch + number)
         size = _batch_size(batch, run.config)
         hooks.fire("on_batch_end", number, epoch=epoch, metrics=_told(logs), batch_size=size)
         if stop or (run.stop_reason is not None and number + 1 < run.steps_per_epoch):
+            in_flight.drain()
             return None
     in_flight.drain()
     if number + 1 != run.steps_per_epoch:
@@ -160,7 +170,7 @@ def _batches(training: Training, epoch: int, done: int) -> tuple[Any, BatchReade
     if isinstance(source, Sampler):
         return list(read_batches(source))[done:], None
     resumed, training.resumed = training.resumed, False
-    reader = BatchReader(source, done, run.position.source, resumed, epoch=epoch)
+    reader = BatchReader(source, done, run.position.place_in_source(), resumed, epoch=epoch)
     return reader, reader
 
 
@@ -174,10 +184,12 @@ def _interrupted(training: Training, step: int | None) -> bool:
     return run.interrupted
 
 
-def _refuse_divergence(run: Run, epoch: int, number: int, source: Batch | Sampler, logs: StepLogs) -> None:
+def _refuse_divergence(
+    run: Run, recipe: Recipe, epoch: int, number: int, source: Batch | Sampler, logs: StepLogs
+) -> None:
     if int(logs.skipped_in_a_row) >= run.config.max_skipped_steps:
         step = epoch * run.steps_per_epoch + number
-        raise divergence(run.folder, run.state, step, run.steps_per_epoch, source, logs)
+        raise divergence(run.folder, run.state, step, run.steps_per_epoch, source, logs, recipe.loss)
 
 
 def _told(logs: StepLogs) -> dict[str, Any]:

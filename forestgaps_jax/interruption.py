@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C, taken at the next step boundary instead of at once."""
 
+import os
 import signal
 import sys
 import threading
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 
+from forestgaps_jax.callbacks import Position
 from forestgaps_jax.checkpoint import reached_preemption
 from forestgaps_jax.state import TrainState
 
@@ -20,11 +22,12 @@ class TrainingInterrupted(KeyboardInterrupt):
     Attributes:
         state: after the last step.
         history: of the epochs that were finished.
+        position: within the epoch begun, for `train` to go on from.
     """
 
-    def __init__(self, message: str, state: TrainState, history: History):
+    def __init__(self, message: str, state: TrainState, history: History, position: Position):
         super().__init__(message)
-        self.state, self.history = state, history
+        self.state, self.history, self.position = state, history, position
 
 
 class TrainingTerminated(SystemExit):
@@ -34,11 +37,12 @@ class TrainingTerminated(SystemExit):
         message: in one line.
         state: after the last step.
         history: of the epochs that were finished.
+        position: within the epoch begun, for `train` to go on from.
     """
 
-    def __init__(self, message: str, state: TrainState, history: History):
+    def __init__(self, message: str, state: TrainState, history: History, position: Position):
         super().__init__(128 + signal.SIGTERM)
-        self.message, self.state, self.history = message, state, history
+        self.message, self.state, self.history, self.position = message, state, history, position
 
 
 class Interruption:
@@ -56,9 +60,12 @@ class Interruption:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT] if jax.distributed.is_initialized() else [signal.SIGINT, signal.SIGTERM]
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
+            numbers = [signal.SIGINT] + [signal.SIGTERM] * (not jax.distributed.is_initialized())
+            # Who ignores a signal, as background jobs do, goes on to; None is no handler of Python's.
+            taken = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._note) for number in taken}
         return self
 
     def __exit__(
@@ -73,13 +80,17 @@ class Interruption:
             self.signal = signal.SIGTERM
         return self.signal is not None
 
-    def error(self, message: str, state: TrainState, history: History) -> BaseException:
+    def error(
+        self, message: str, state: TrainState, history: History, position: Position
+    ) -> TrainingInterrupted | TrainingTerminated:
         """What to raise when the training has been put away."""
-        if self.signal == signal.SIGINT:
-            return TrainingInterrupted(message, state, history)
-        return TrainingTerminated(message, state, history)
+        kind = TrainingInterrupted if self.signal == signal.SIGINT else TrainingTerminated
+        return kind(message, state, history, position)
 
     def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a worker that was forked ends as ever
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.signal = signal.Signals(number)
         for again in self._before:
             # A notebook's kernel shall outlive a second Ctrl-C, a program shall not.

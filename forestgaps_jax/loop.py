@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from forestgaps_jax.callbacks import Callback, CallbackList, Position, Run, with_defaults
-from forestgaps_jax.callbacks.resumption import history_of, position_of, restore_callbacks
+from forestgaps_jax.callbacks.resumption import history_of, position_of
 from forestgaps_jax.checkpoint import Checkpoint, latest, restore, set_aside, versions
 from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.config import Config
@@ -22,7 +22,7 @@ from forestgaps_jax.interruption import Interruption
 from forestgaps_jax.loss import Loss
 from forestgaps_jax.readiness import check_monitors, check_state, model_logs, threshold_weights
 from forestgaps_jax.recipe import Optimizer, make_recipe
-from forestgaps_jax.run_folder import find_run, held, new_run_folder
+from forestgaps_jax.run_folder import OF_NO_CONSEQUENCE, find_run, held, new_run_folder
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import make_train_step, predicts_heights
 from forestgaps_jax.types import Data, Site
@@ -38,6 +38,7 @@ def train(
     *,
     folder: str | Path | None = None,
     history: Mapping[str, Sequence[Any]] | None = None,
+    position: Position | None = None,
     resume: Literal["auto", "never"] = "never",
     default_callbacks: bool = True,
     loss_fn: Loss | None = None,
@@ -48,7 +49,7 @@ def train(
 
     Training goes on from ``state.step``: a new state starts at the first epoch, the state of a finished run
     is returned as it is. Ctrl-C and SIGTERM end it at the next step, with a checkpoint where there is a
-    folder. A step whose loss or gradient is not finite is skipped.
+    folder and the default callbacks are there. A step whose loss or gradient is not finite is skipped.
 
     Args:
         state: where to start, from `create_state`; it stays usable.
@@ -62,6 +63,8 @@ def train(
             where that exists, or for nothing on disk where ``config.name`` is empty. Where its newest
             checkpoint is of ``state.step``, the sums of the epoch begun and the callbacks go on from it too.
         history: of the epochs before, to go on from: the best so far and the patience count them.
+        position: where in its epoch a training stood that was interrupted, as `TrainingInterrupted` has it;
+            None: at the next batch, as ``state.step`` tells.
         resume: ``"auto"``: go on from the newest checkpoint of ``folder``, or without one of the latest run
             of this name with the same settings, as if it had never stopped: ``state`` gives the structure
             only, and the start where there is no checkpoint. The callbacks have to be those of before.
@@ -107,6 +110,8 @@ def train(
         run = _new_run(state, config, data, steps, history, place, predicts_heights(recipe.loss))
         if saved is not None:
             run.position = position_of(saved, no_totals(recipe))
+        elif position is not None:
+            run.position = position
         hooks = _hooks(run, callbacks or (), default_callbacks)
         for past in run.past_epochs():
             monitor.update(past)
@@ -119,10 +124,9 @@ def train(
         if hooks.callbacks:
             logs = model_logs(state, config)
             hooks.fire("on_train_begin", config=config, threshold_weights=weights, **logs)
-        if saved is not None:
-            restore_callbacks(run, saved)
         step = CompileGuard(make_train_step(recipe), ("state", "totals", "batch"))
-        run_epochs(Training(run, hooks, data, recipe, monitor, step, interruption, int(state.step) > 0))
+        training = Training(run, hooks, data, recipe, monitor, step, interruption, int(state.step) > 0)
+        run_epochs(training, saved)
         return run.state, run.history
 
 
@@ -130,25 +134,43 @@ def _checkpoint_to_go_on_from(
     folder: Path | None, state: TrainState, config: Config, steps: int, resume: Literal["auto", "never"]
 ) -> Checkpoint | None:
     """The newest checkpoint of a folder, where the training is to go on there, or its state is just that."""
-    if folder is None or (resume == "never" and latest(folder / "checkpoints") != int(state.step)):
+    if folder is None:
+        return None
+    place, step = folder / "checkpoints", int(state.step)
+    newest = latest(place)
+    if resume == "never" and newest is not None and newest > step:
+        raise ValueError(
+            f"{place} holds step {newest}, later than the state's {step}: give another folder, or go on from "
+            "there by resume = 'auto'"
+        )
+    if resume == "never" and newest != step:
         return None
     try:
-        saved = restore(folder / "checkpoints", state, settings=config.to_dict())
+        saved = restore(place, state, "latest" if resume == "auto" else step, config.to_dict())
     except FileNotFoundError:
         return None
-    set_aside(folder / "checkpoints", saved.damaged)
     if saved.info["steps_per_epoch"] != steps:
         raise ValueError(
             f"{folder} was trained on {saved.info['steps_per_epoch']} batches an epoch, and data.train has "
-            f"{steps}: go on with the same data, or begin a new run by resume = 'never'"
+            f"{steps}: go on with the same data, or begin in another folder"
         )
-    now, then = versions(), saved.versions
-    if other := [f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]]:
-        logging.getLogger(__name__).warning(
+    set_aside(place, saved.damaged)
+    _tell_of_differences(folder, saved)
+    return saved
+
+
+def _tell_of_differences(folder: Path, saved: Checkpoint) -> None:
+    log, now, then = logging.getLogger(__name__), versions(), saved.versions
+    if other := [
+        f"{name} {then[name]}, now {now[name]}" for name in now if then.get(name, now[name]) != now[name]
+    ]:
+        log.warning(
             "going on from a checkpoint of other versions (%s): numbers may differ in their last digits",
             "; ".join(other),
         )
-    return saved
+    told = [words for name, words in saved.differing.items() if name not in OF_NO_CONSEQUENCE | {"epochs"}]
+    if told:
+        log.warning("going on in %s with other settings: %s", folder, "; ".join(told))
 
 
 def _new_run(

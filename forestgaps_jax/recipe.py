@@ -34,7 +34,6 @@ _OUTSIDE_THE_STEP |= {"remat", "height_scale", "detrend", "opening_windows"}
 _OUTSIDE_THE_STEP |= {"use_threshold_weights", "threshold_weight_adjustment"}
 _OUTSIDE_THE_STEP |= {"use_progress_bar", "use_tensorboard", "vis_save_frequency", "profile_steps"}
 _OUTSIDE_THE_STEP |= {"monitor_metric", "monitor_mode", "save_frequency", "save_minutes", "max_to_keep"}
-_OUTSIDE_THE_STEP |= {"max_skipped_steps"}
 _OUTSIDE_THE_STEP |= {"use_early_stopping", "early_stopping_monitor", "early_stopping_mode"}
 _OUTSIDE_THE_STEP |= {"early_stopping_patience", "early_stopping_min_delta", "early_stopping_restore_best"}
 _OUTSIDE_THE_STEP |= {"plateau_mode", "plateau_factor", "plateau_patience", "plateau_threshold"}
@@ -56,6 +55,7 @@ class Recipe:
         accumulation: batches for one optimizer step.
         ema_decay: of the weights' moving average; 0 for none.
         monitor_gradients: whether an epoch's gradient norms are recorded.
+        max_skipped_steps: in a row, after which no step changes anything any more.
     """
 
     loss: Loss
@@ -67,6 +67,7 @@ class Recipe:
     accumulation: int = 1
     ema_decay: float = 0.0
     monitor_gradients: bool = False
+    max_skipped_steps: int = 10
 
 
 def make_recipe(
@@ -129,6 +130,7 @@ def _recipe(
         accumulation=config.gradient_accumulation_steps,
         ema_decay=config.ema_decay,
         monitor_gradients=config.monitor_gradients,
+        max_skipped_steps=config.max_skipped_steps,
     )
 
 

@@ -60,7 +60,9 @@ def replay(folder: str | Path) -> Replay:
     config = Config.from_toml(place.parent / "config.toml")
     state = create_state(create_model_from_config(config), config)
     state = checkpoint.restore_one(place / "state", state).state
-    batch, recipe = read_batch(place), make_recipe(config, report["steps_per_epoch"])
+    weights = {float(height): weight for height, weight in report["threshold_weights"].items()}
+    recipe = make_recipe(config, report["steps_per_epoch"], threshold_weights=weights or None)
+    batch = read_batch(place)
     (loss, (output, _)), grads = jax.jit(lambda state, batch: gradients(recipe, state, batch))(state, batch)
     grads, params = (_by_path(tree) for tree in (grads, state.trained))
     return Replay(place, report, jax.device_get(batch), float(loss), np.asarray(output), grads, params)

@@ -1,6 +1,10 @@
 """The folder that a run writes to: made, found again, and held by one process at a time."""
 
+import errno
+import glob
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +19,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-_OF_NO_CONSEQUENCE = {"name", "runs_dir", "use_progress_bar"}
+OF_NO_CONSEQUENCE = {"name", "runs_dir", "use_progress_bar"}
 """Settings in which two runs may differ and still be the same."""
 
 _held: set[Path] = set()
@@ -38,9 +42,11 @@ def new_run_folder(config: Config) -> Path:
         write_settings(config, new, folder.name)
         try:
             new.rename(folder)  # over nothing, or an empty folder
-        except OSError:
+        except OSError as error:
             (new / "config.toml").unlink()
             new.rmdir()
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
             continue
         return folder
     raise AssertionError("there is always a next number")
@@ -49,15 +55,18 @@ def new_run_folder(config: Config) -> Path:
 def find_run(config: Config) -> Path | None:
     """The latest run of this name with the same settings, which no other process is at; None without.
 
-    That is the last of ``runs_dir/name``, ``name-2``, ``name-3``, ... .
+    That is the one of the highest number among ``runs_dir/name``, ``name-2``, ``name-3``, ... .
     """
-    found = None
-    for folder in _candidates(config):
-        if not folder.exists():
-            return found
-        if not differing_settings(config, folder) and not _is_held_elsewhere(folder):
-            found = folder
-    return found
+    numbered = re.compile(rf"{re.escape(config.name)}(?:-(\d+))?")
+    there = [path for path in Path(config.runs_dir).glob(f"{glob.escape(config.name)}*") if path.is_dir()]
+    named = [(int(match[1] or 1), path) for path in there if (match := numbered.fullmatch(path.name))]
+    for _, folder in sorted(named, reverse=True):
+        if differing_settings(config, folder):
+            continue
+        if not _is_held_elsewhere(folder):
+            return folder
+        logging.getLogger(__name__).warning("another process is training in %s: it is left alone", folder)
+    return None
 
 
 def differing_settings(config: Config, folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -72,7 +81,7 @@ def differing_settings(config: Config, folder: Path) -> dict[str, tuple[Any, Any
         there = dict.fromkeys(here)
     return {
         name: (there[name], here[name])
-        for name in here.keys() - _OF_NO_CONSEQUENCE
+        for name in here.keys() - OF_NO_CONSEQUENCE
         if there[name] != here[name]
     }
 
@@ -84,7 +93,9 @@ def write_settings(config: Config, folder: Path, name: str) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run folder against other processes; whoever is killed lets go of it.
+    """Hold a run folder against other processes; whoever is killed, with all that it forked, lets go of it.
+
+    Windows, and file systems without locks, hold nothing.
 
     Raises:
         BlockingIOError: another process is training in it.

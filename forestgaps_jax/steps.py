@@ -75,7 +75,9 @@ def train_step(recipe: Recipe) -> TrainStep:
         batch = _sampled(source, state.step) if isinstance(source, Sampler) else source
         (loss, (output, model_state)), grads = gradients(recipe, state, batch)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # Once the training has diverged its state stays, until the host has seen it.
+        diverged = state.skipped_in_a_row >= recipe.max_skipped_steps
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & ~diverged
         rate, wrong = _learning_rate(recipe, state), _wrong_labels(source)
         state = _guarded(state, _updated(recipe, state, grads, model_state), finite)
         batch = _as_scored(recipe.loss, batch)

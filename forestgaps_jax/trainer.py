@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from forestgaps_jax import checkpoint
-from forestgaps_jax.callbacks import Callback
+from forestgaps_jax.callbacks import Callback, Position
 from forestgaps_jax.config import Config
 from forestgaps_jax.interruption import TrainingInterrupted, TrainingTerminated
 from forestgaps_jax.loop import HISTORY, evaluate, predict, train
@@ -73,6 +73,7 @@ class Trainer:
         self.state = create_state(model, config, loss_fn=loss_fn, optimizer=optimizer)
         self.history: dict[str, list[Any]] = {name: [] for name in HISTORY}
         self.folder: Path | None = None
+        self._position: Position | None = None
 
     def train(self) -> dict[str, list[Any]]:
         """Train up to ``config.epochs``, going on where the last call ended; returns the whole history.
@@ -90,13 +91,15 @@ class Trainer:
                 self.callbacks,
                 folder=self.folder,
                 history=self.history,
+                position=self._position,
                 default_callbacks=self.default_callbacks,
                 loss_fn=self.loss_fn,
                 optimizer=self.optimizer,
                 scheduler=self.scheduler,
             )
+            self._position = None
         except (TrainingInterrupted, TrainingTerminated) as stop:
-            self.state, self.history = stop.state, stop.history
+            self.state, self.history, self._position = stop.state, stop.history, stop.position
             raise
         finally:
             self._update_model()
@@ -158,7 +161,7 @@ class Trainer:
         else:
             saved = checkpoint.restore_one(path, self.state)
             self.folder = None
-        self.state = saved.state
+        self.state, self._position = saved.state, None
         self.history = {name: [] for name in HISTORY} | from_json(saved.info.get("history", {}))
         self._update_model()
 

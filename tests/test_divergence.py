@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from forestgaps_jax import TrainState, create_state, evaluate, train
+from forestgaps_jax.checkpoint import restore_one
 from forestgaps_jax.cli import main
 from forestgaps_jax.divergence import DivergenceError, read_batch
 from forestgaps_jax.loss import BCELoss
@@ -18,6 +19,7 @@ from forestgaps_jax.replay import replay
 from forestgaps_jax.steps import train_step
 from forestgaps_jax.totals import Totals
 from forestgaps_jax.types import Batch
+from tests.callbacks.test_resumption import StopAt
 from tests.conftest import TINY
 
 HUGE = np.float32(3e38)
@@ -119,6 +121,20 @@ def test_too_many_in_a_row_end_the_training_with_the_batch_of_the_last(state, tm
     np.testing.assert_array_equal(read_batch(folder).dsm, batches({5})[5]["dsm"])
     report = json.loads((folder / "report.json").read_text())
     assert (report["step"], report["skipped_in_a_row"]) == (5, 3)
+    kept = restore_one(folder / "state", state).state
+    before, _ = train(state, config, {"train": batches({1, 3, 4, 5})}, [StopAt(0, 2)])
+    assert same(kept.params, before.params)
+    assert (int(kept.step), int(before.step)) == (5, 3)
+
+
+def test_nothing_moves_after_a_training_has_diverged_and_before_that_is_seen(state, tmp_path):
+    """The host sees a step when two more are on their way; these are of good batches here."""
+    config = replace(SETTINGS, max_skipped_steps=1)
+    with pytest.raises(DivergenceError, match="up to step 3 "):
+        train(state, config, {"train": batches({3})}, folder=tmp_path)
+    kept = restore_one(tmp_path / "diverged_step_3" / "state", state).state
+    before, _ = train(state, config, {"train": batches({3})}, [StopAt(0, 2)])
+    assert same(kept.params, before.params)
 
 
 def test_the_last_steps_of_an_epoch_are_looked_at_too(state):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from forestgaps_jax import Callback, Trainer, train
+from forestgaps_jax import Callback, Trainer, create_state, train
 from forestgaps_jax.checkpoint import latest, restore
 from forestgaps_jax.interruption import Interruption, TrainingInterrupted, TrainingTerminated
 from forestgaps_jax.models import create_model_from_config
@@ -66,15 +66,49 @@ def test_a_training_ends_at_the_next_step_with_a_checkpoint_and_goes_on_exactly(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_without_a_folder_the_state_comes_with_the_error_and_the_trainer_keeps_it(config, data):
+@pytest.mark.parametrize("event", ["batch", "validation"])
+def test_without_a_folder_the_state_comes_with_the_error_and_the_trainer_goes_on(config, data, event):
     model = create_model_from_config(config)
-    trainer = Trainer(model, config, data.train, data.val, callbacks=[Signal(signal.SIGINT, "batch")])
+    trainer = Trainer(model, config, data.train, data.val, callbacks=[Signal(signal.SIGINT, event)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert int(trainer.state.step) == 2
+    assert int(trainer.state.step) == (2 if event == "batch" else data.train.steps_per_epoch)
     trainer.callbacks = []
     trainer.train()
-    assert len(trainer.history["lr"]) == config.epochs
+    _, expected = train(create_state(create_model_from_config(config), config), config, data)
+    for name in ("train_loss", "val_loss", "train_metrics", "lr"):
+        assert trainer.history[name] == expected[name]
+
+
+def test_a_signal_after_the_last_step_ends_what_follows_too(state, config, data):
+    with pytest.raises(TrainingTerminated) as caught:
+        train(state, config, data, [Signal(signal.SIGTERM, "epoch", epoch=config.epochs - 1)])
+    assert len(caught.value.history["lr"]) == config.epochs
+
+
+def test_a_worker_that_was_forked_ends_as_ever():
+    process = run_python("""
+        import multiprocessing, time
+        from forestgaps_jax.interruption import Interruption
+        with Interruption():
+            worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            worker.start()
+            time.sleep(0.5)
+            worker.terminate()
+            worker.join(10)
+            print(worker.exitcode, flush=True)
+    """)
+    out, _ = process.communicate(timeout=60)
+    assert out.strip() == str(-signal.SIGTERM)
+
+
+def test_who_ignores_a_signal_goes_on_to(state, config, data):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, history = train(state, config, data, [Signal(signal.SIGINT, "batch")])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(history["lr"]) == config.epochs
 
 
 def test_handlers_are_given_back(state, config, data):

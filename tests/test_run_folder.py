@@ -33,6 +33,15 @@ def test_the_latest_run_with_the_same_settings_is_found(named):
     assert find_run(replace(named, seed=4)) is None
 
 
+def test_a_run_is_found_though_one_before_it_is_gone(named, tmp_path):
+    new_run_folder(named)
+    second = new_run_folder(named)
+    (tmp_path / "spruce" / "config.toml").unlink()
+    (tmp_path / "spruce").rmdir()
+    (tmp_path / "spruce-fir").mkdir()
+    assert find_run(named) == second
+
+
 def test_a_folder_with_settings_that_cannot_be_read_is_passed_over_and_left_alone(named, tmp_path):
     (tmp_path / "spruce").mkdir()
     (tmp_path / "spruce" / "config.toml").write_text("epochs = [")
@@ -73,7 +82,15 @@ def test_a_folder_that_another_process_trains_in_is_neither_found_nor_entered(na
 
 
 def test_one_process_may_hold_a_folder_several_times(tmp_path):
-    with held(tmp_path), held(tmp_path):
-        pass
+    code = "import sys; from pathlib import Path; from forestgaps_jax.run_folder import held\n"
+    code += "with held(Path(sys.argv[1])): pass"
+
+    def entered_by_another() -> bool:
+        run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
+        return run.returncode == 0
+
     with held(tmp_path):
-        pass
+        with held(tmp_path):
+            pass
+        assert not entered_by_another()
+    assert entered_by_another()

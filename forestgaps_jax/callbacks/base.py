@@ -105,9 +105,17 @@ class CallbackList:
             run.callbacks = self.callbacks
 
     def fire(self, event: str, *position: int, **logs: Any) -> None:
-        """Call ``event(*position, logs)`` on each."""
+        """Call ``event(*position, logs)`` on each; the end of a training on all, whichever of them raises."""
+        errors: list[Exception] = []
         for callback in self.callbacks:
-            getattr(callback, event)(*position, copy.deepcopy(logs) if event in _COPIED else logs)
+            try:
+                getattr(callback, event)(*position, copy.deepcopy(logs) if event in _COPIED else logs)
+            except Exception as error:
+                if event != "on_train_end":
+                    raise
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _check(callback: Any) -> None:

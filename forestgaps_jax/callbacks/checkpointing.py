@@ -7,7 +7,7 @@ from typing import Any
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.monitor import Monitor
 from forestgaps_jax.callbacks.resumption import information, progress
-from forestgaps_jax.checkpoint import Checkpointer, latest
+from forestgaps_jax.checkpoint import Checkpointer
 
 
 class CheckpointingCallback(Callback):
@@ -26,11 +26,11 @@ class CheckpointingCallback(Callback):
             ``config.monitor_mode``.
         mode: whether less or more of ``monitor`` is better.
         save_frequency: epochs between checkpoints; None for ``config.save_frequency``.
-        max_to_keep: best checkpoints to keep, beside the last; None for ``config.max_to_keep``.
+        max_to_keep: best checkpoints to keep, beside the last two; None for ``config.max_to_keep``.
 
     Raises:
         ValueError: no such metric, a number below 1; at the start: a threshold that is not listed, a metric
-            that such a network has not, or a folder with checkpoints later than the state.
+            that such a network has not.
         OSError: at the start: the folder cannot be written to.
     """
 
@@ -64,14 +64,8 @@ class CheckpointingCallback(Callback):
         self._checkpointer, self._saved_at = None, time.monotonic()
         if self.run.folder is None:
             return
-        folder, step = self.run.folder / "checkpoints", int(self.run.state.step)
-        newest = latest(folder)
-        if newest is not None and newest > step:
-            raise ValueError(
-                f"{folder} holds step {newest}, later than the state's {step}: give another folder, or go on "
-                "from there by resume='auto'"
-            )
-        self._checkpointer = Checkpointer(folder, keep_best=max_to_keep or config.max_to_keep)
+        folder, best = self.run.folder / "checkpoints", max_to_keep or config.max_to_keep
+        self._checkpointer = Checkpointer(folder, keep_best=best)
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where it was asked for or is time, and before the training ends within an epoch."""

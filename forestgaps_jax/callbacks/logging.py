@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -74,8 +75,10 @@ class LoggingCallback(Callback):
         if self._folder is None:
             return
         line = json.dumps(to_json({"epoch": epoch, **logs}), default=_plain)
-        with tolerated("metrics.jsonl"), open(self._folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        # A line of its own, also after one that a full disk has cut off.
+        with tolerated("metrics.jsonl"), open(self._folder / "metrics.jsonl", "a+b") as file:
+            file.seek(max(file.tell() - 1, 0))
+            file.write(b"\n" * (file.read(1) not in (b"", b"\n")) + line.encode() + b"\n")
         self._write(epoch_line(epoch, self.run.config.epochs, logs))
         if self._events is not None:
             for tag, value in scalars_of(logs):
@@ -141,16 +144,18 @@ def _first_line(run: Run) -> str:
 
 def _forget_epochs(lines: Path, first: int) -> None:
     """Drop the lines of epochs that will come again, and one that was cut off."""
-    if not lines.is_file():
-        return
-    kept = []
-    for line in lines.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["epoch"] < first:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    _replace(lines, "".join(kept))
+    if lines.is_file():
+        kept = [json.dumps(entry) + "\n" for entry in _entries(lines) if entry["epoch"] < first]
+        _replace(lines, "".join(kept))
+
+
+def _entries(lines: Path) -> list[dict[str, Any]]:
+    """Those of the lines that are whole; the disk may have been full in the midst of one."""
+    entries = []
+    for line in lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else ():
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def _replace(path: Path, text: str) -> None:
@@ -163,8 +168,7 @@ def _replace(path: Path, text: str) -> None:
 def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:
     """The history, or what the lines hold, the latest of each epoch, where these are more epochs."""
     whole = to_json(history)
-    written = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
-    entries = list({entry["epoch"]: entry for entry in map(json.loads, written)}.values())
+    entries = list({entry["epoch"]: entry for entry in _entries(lines)}.values())
     if len(entries) > len(history["lr"]):
         for name in ("train_metrics", "val_metrics", "lr"):
             whole[name] = [entry[name] for entry in entries]

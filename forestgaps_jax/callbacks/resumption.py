@@ -14,9 +14,6 @@ from forestgaps_jax.checkpoint import Checkpoint
 from forestgaps_jax.metrics import from_json, to_json
 from forestgaps_jax.totals import Totals
 
-_PLAIN = ("epoch", "batch", "seconds", "source")
-"""Parts of a position that are JSON."""
-
 
 def information(run: Run) -> dict[str, Any]:
     """The JSON of a checkpoint: settings, history, and where the training stands."""
@@ -25,7 +22,12 @@ def information(run: Run) -> dict[str, Any]:
         {
             "config": run.config.to_dict(),
             "history": run.history,
-            "position": {name: getattr(position, name) for name in _PLAIN},
+            "position": {
+                "epoch": position.epoch,
+                "batch": position.batch,
+                "seconds": position.seconds,
+                "source": position.place_in_source(),
+            },
             "steps_per_epoch": run.steps_per_epoch,
         }
     )

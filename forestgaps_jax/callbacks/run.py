@@ -30,7 +30,7 @@ class Position:
         totals: sums of its training batches so far; None before the first.
         lr: learning rate of its latest step.
         seconds: that it has taken, over all the processes that worked on it.
-        source: where the iterator of the training data stands; None where it cannot tell.
+        source: where the iterator of the training data stands, or what gives that; None for a sampler.
     """
 
     epoch: int = 0
@@ -39,6 +39,10 @@ class Position:
     lr: Any = math.nan
     seconds: float = 0.0
     source: Any = None
+
+    def place_in_source(self) -> Any:
+        """Where the iterator of the training data stands, as JSON."""
+        return self.source() if callable(self.source) else self.source
 
 
 class Run:

@@ -33,7 +33,7 @@ class Checkpoint(NamedTuple):
         progress: further arrays, as NumPy's; empty where none were saved.
         damaged: steps of later or better checkpoints that could not be read.
         versions: of the libraries that wrote it, by name.
-        differing: settings that are others than those it was saved with, in words.
+        differing: settings that are others than those it was saved with, by name, in words.
     """
 
     state: TrainState
@@ -41,7 +41,7 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
     damaged: tuple[int, ...] = ()
     versions: dict[str, str] = {}  # noqa: RUF012
-    differing: tuple[str, ...] = ()
+    differing: dict[str, str] = {}  # noqa: RUF012
 
 
 def latest(folder: str | Path) -> int | None:
@@ -195,7 +195,7 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
         record["info"],
         trees.get("progress", {}),
         versions=record["versions"],
-        differing=tuple(differing.values()),
+        differing=differing,
     )
 
 

@@ -164,6 +164,11 @@ class BatchReader:
         self._iterator = _pass_over(source, epoch)
         saved = (state or {}).get("iterator")
         if first and saved is not None:
+            if not hasattr(self._iterator, "set_state"):
+                raise ValueError(
+                    f"the training was stopped in an iterator that can tell its place, which that of "
+                    f"{type(source).__name__} cannot: go on with the same kind of data"
+                )
             cast(Any, self._iterator).set_state(_decoded(saved))
         else:
             self._skip(first)

@@ -44,6 +44,11 @@ class _Weighted:
         object.__setattr__(self, "thresholds", thresholds)
         object.__setattr__(self, "weights", weights)
 
+    @property
+    def table(self) -> dict[float, float]:
+        """The weight at each threshold."""
+        return dict(zip(self.thresholds, self.weights, strict=True))
+
     def _weight_at(self, height: Threshold) -> Float[Array, "..."]:
         nodes, weights = (jnp.asarray(x, jnp.float32) for x in (self.thresholds, self.weights))
         return jnp.interp(jnp.asarray(height, jnp.float32), nodes, weights)

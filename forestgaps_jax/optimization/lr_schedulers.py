@@ -46,6 +46,10 @@ def create_scheduler(config: Config, steps_per_epoch: int) -> optax.Schedule:
     if steps_per_epoch < 1:
         raise ValueError(f"steps_per_epoch = {steps_per_epoch}: must be 1 or more")
     total = -(-config.epochs * steps_per_epoch // config.gradient_accumulation_steps)
+    if config.epochs * steps_per_epoch >= 2**31:
+        raise ValueError(
+            f"epochs = {config.epochs} of {steps_per_epoch} steps: must be below 2^31 steps in all"
+        )
     schedule = _SHAPES[config.scheduler_type](config, steps_per_epoch, total)
     return lambda step: schedule(jnp.minimum(step, total))
 

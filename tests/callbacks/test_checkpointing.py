@@ -161,12 +161,6 @@ def test_a_metric_that_such_a_network_has_not_is_refused_at_the_start(state, con
         drive(run, [CheckpointingCallback("val_pr_auc")], [])
 
 
-def test_a_folder_with_later_checkpoints_is_refused(state, config, tmp_path):
-    drive(new_run(state, config, folder=tmp_path), [CheckpointingCallback()], [scores(), scores()])
-    with pytest.raises(ValueError, match="holds step 6, later than the state's 0"):
-        drive(new_run(state, config, folder=tmp_path), [CheckpointingCallback()], [])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,7 @@
 """A training that goes on from a checkpoint: its callbacks, its data, its versions."""
 
+import threading
+import time
 from dataclasses import replace
 
 import jax
@@ -9,7 +11,7 @@ import pytest
 
 from forestgaps_jax import Callback, train
 from forestgaps_jax.callbacks import CheckpointingCallback, LearningRateMonitor, Timer
-from forestgaps_jax.checkpoint import contents
+from forestgaps_jax.checkpoint import DamagedCheckpoint, contents, latest
 from tests.test_loop import equal
 
 
@@ -69,11 +71,8 @@ def test_what_callbacks_have_kept_that_are_no_more_is_told(state, named, data, c
     assert "the checkpoint has what callbacks have kept that this training lacks: Counter" in caplog.text
 
 
-@pytest.mark.parametrize("stopped", [True, False])
-def test_the_best_weights_are_given_back_though_the_training_was_stopped_after_them(
-    state, named, data, stopped
-):
-    """The best epoch is the first, in both: its weights have to outlive the stop in the second."""
+def test_the_best_weights_are_given_back_though_the_training_was_stopped_after_them(state, named, data):
+    """The best epoch, of the most loss here, is the first: its weights have to outlive the stop."""
     settings = replace(
         named,
         epochs=3,
@@ -82,16 +81,64 @@ def test_the_best_weights_are_given_back_though_the_training_was_stopped_after_t
         early_stopping_monitor="train_loss",
         early_stopping_mode="max",
     )
-    expected, _ = train(state, replace(settings, name=""), data)
-    first, _ = train(state, replace(settings, name="", epochs=1, scheduler_type="constant"), data)
-    if stopped:
-        train(state, settings, data, [StopAt(1, 1)])
-    else:
-        train(state, replace(settings, name="other"), data)
-    again, history = train(state, settings, data, resume="auto")
-    assert equal(again, expected)
+    expected, history = train(state, replace(settings, name=""), data)
     assert int(np.argmax(history["train_loss"])) == 0
-    del first
+    last, _ = train(state, replace(settings, name="", early_stopping_restore_best=False), data)
+    assert not equal(expected, last)
+    train(state, settings, data, [StopAt(1, 1)])
+    again, _ = train(state, settings, data, resume="auto")
+    assert equal(again, expected)
+
+
+def test_time_goes_on_from_that_of_the_epoch_begun(state, named, data):
+    class Slow(Callback):
+        def on_batch_end(self, batch, logs=None):
+            if batch == 0:
+                time.sleep(0.7)
+
+    train(state, replace(named, epochs=1), data, [Slow(), StopAt(0, 1)])
+    _, history = train(state, replace(named, epochs=1), data, resume="auto")
+    assert history["epoch_times"][0] > 0.7
+
+
+def test_other_settings_are_told_where_a_folder_is_given(state, named, data, tmp_path, caplog):
+    train(state, named, data, [StopAt(0, 2)])
+    train(state, replace(named, learning_rate=0.5), data, folder=tmp_path / "run", resume="auto")
+    assert "with other settings: learning_rate = 0.01 in the checkpoint, 0.5 here" in caplog.text
+
+
+def test_a_state_whose_checkpoint_is_damaged_goes_on_by_itself_and_from_no_other(
+    state, named, data, tmp_path
+):
+    """The place in the epoch is that of the state, and never that of an older checkpoint."""
+    part, history = train(state, named, data, [StopAt(1, 1)])
+    place = tmp_path / "run" / "checkpoints" / str(int(part.step))
+    next(path for path in place.rglob("*") if path.is_file() and path.name != "record.json").write_bytes(b"")
+    with pytest.raises(DamagedCheckpoint):
+        train(part, named, data, folder=tmp_path / "run", history=history)
+    done, _ = train(part, replace(named, name=""), data, history=history)
+    assert equal(done, train(state, replace(named, name=""), data)[0])
+
+
+def test_what_callbacks_keep_has_to_be_arrays(state, named, data):
+    class Wrong(Callback):
+        def state_dict(self):
+            return {"words": "these"}
+
+    with pytest.raises(TypeError, match="callbacks/Wrong/words = 'these' cannot be saved"):
+        train(state, named, data, [Wrong()])
+
+
+def test_a_callback_that_raises_at_the_end_costs_no_checkpoint(state, named, data, tmp_path):
+    class Wrong(Callback):
+        def on_train_end(self, logs=None):
+            raise RuntimeError("a user's mistake")
+
+    with pytest.raises(RuntimeError, match="a user's mistake"):
+        train(state, named, data, [Wrong()])
+    steps = named.epochs * data.train.steps_per_epoch
+    assert latest(tmp_path / "run" / "checkpoints") == steps
+    assert not any(thread.name == "checkpoints" for thread in threading.enumerate())
 
 
 def test_other_data_are_refused(state, named, data):

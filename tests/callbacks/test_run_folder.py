@@ -96,5 +96,9 @@ def test_training_again_under_a_name_leaves_the_first_run_alone(run, state, data
 
 def test_going_on_from_before_the_newest_checkpoint_of_a_folder_is_refused(run, state, data):
     folder, config, *_ = run
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with pytest.raises(ValueError, match=r"holds step \d+, later than the state's 0"):
-        train(state, config, data, folder=folder)
+        train(state, replace(config, learning_rate=0.5), data, folder=folder)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before | {
+        folder / ".lock": b""
+    }

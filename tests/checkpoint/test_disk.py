@@ -1,5 +1,6 @@
 """Disks that are full, folders that are read-only: told, borne, and tried again."""
 
+import json
 import logging
 import os
 import resource
@@ -105,6 +106,24 @@ def test_a_read_only_folder_is_refused_at_the_start(tmp_path, state, config, dat
             Checkpointer(tmp_path / "checkpoints")
         with pytest.raises(OSError, match="Permission denied"):
             train(state, config, data, folder=tmp_path)
+
+
+def test_a_line_that_a_full_disk_has_cut_off_costs_nothing_else(tmp_path, state, config, data, caplog):
+    class Disk(Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                stack.enter_context(full_disk((tmp_path / "metrics.jsonl").stat().st_size + 100))
+            if epoch == 2:
+                stack.close()
+
+    with ExitStack() as stack:
+        trained, history = train(state, replace(config, epochs=3), data, [Disk()], folder=tmp_path)
+    assert latest(tmp_path / "checkpoints") == int(trained.step)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in (lines[0], lines[2])] == [0, 2]
+    with pytest.raises(ValueError, match="Unterminated|Expecting"):
+        json.loads(lines[1])
+    assert json.loads((tmp_path / "history.json").read_text())["val_loss"] == history["val_loss"]
 
 
 def test_a_training_outlives_a_full_disk(tmp_path, state, config, data, caplog):

@@ -142,7 +142,10 @@ def nchw(image):
         ((np.repeat(DSM, 3, -1), MASK, THRESHOLD), r"dsm has shape \(3, 4, 6, 3\)"),
         ((DSM, MASK[:, :2], THRESHOLD), r"mask has shape \(3, 2, 6, 1\), dsm \(3, 4, 6, 1\)"),
         ((DSM, MASK, THRESHOLD, VALID[:2]), r"valid has shape \(2, 4, 6, 1\)"),
-        ((DSM, np.where(MASK > 0, np.nan, 0.0), THRESHOLD), r"mask holds nan: must be 1 for gap and 0 for not"),
+        (
+            (DSM, np.where(MASK > 0, np.nan, 0.0), THRESHOLD),
+            r"mask holds nan: must be 1 for gap and 0 for not",
+        ),
         ((DSM, np.where(MASK > 0, np.inf, 0.0), THRESHOLD), r"mask holds inf: must be 1 for gap"),
         ((DSM, MASK, THRESHOLD[:2]), r"threshold has shape \(2,\): must be one number or \(3,\)"),
         ({"dsm": DSM, "masks": MASK}, r"keys \['dsm', 'masks'\]: must be dsm, mask"),
