@@ -87,7 +87,7 @@ def run_epochs(training: Training, saved: Checkpoint | None) -> None:
         )
     # Also where the signal came after the last step: it was meant for all that follows.
     if _interrupted(training, None):
-        where = "" if run.folder is None else f"; it goes on in {run.folder} by resume = 'auto'"
+        where = f"; the same command, or resume = 'auto', goes on in {run.folder}" if run.folder else ""
         message = f"training {run.stop_reason}{where}"
         logging.getLogger(__name__).warning(message)
         raise training.interruption.error(message, run.state, run.history, run.position)

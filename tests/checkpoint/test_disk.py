@@ -121,7 +121,7 @@ def test_a_line_that_a_full_disk_has_cut_off_costs_nothing_else(tmp_path, state,
     assert latest(tmp_path / "checkpoints") == int(trained.step)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in (lines[0], lines[2])] == [0, 2]
-    with pytest.raises(ValueError, match="Unterminated|Expecting"):
+    with pytest.raises(ValueError, match=r"Unterminated|Expecting"):
         json.loads(lines[1])
     assert json.loads((tmp_path / "history.json").read_text())["val_loss"] == history["val_loss"]
 
