@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from forestgaps_jax.checkpoint.contents import RECORD, arrays_of, former, host, leaves_of, write_record
+from forestgaps_jax.checkpoint.contents import arrays_of, former, host, leaves_of, write_record
 from forestgaps_jax.checkpoint.reading import damaged_ones, set_aside
 from forestgaps_jax.state import TrainState
 
@@ -47,8 +47,8 @@ def write(
     write_record(new, step, leaves_of(trees["state"]), info, score)
     for part in [*new.rglob("*"), new]:
         _sync(part)
-    remove(old)
     if path.exists():
+        remove(old)
         path.rename(old)
     new.rename(path)
     _sync(path.parent)
@@ -65,8 +65,9 @@ def prepare(folder: Path) -> None:
     except OSError as error:
         raise OSError(f"no checkpoint can be written to {folder}: {error.strerror}") from error
     set_aside(folder, damaged_ones(folder))
-    for left in [*folder.glob("*.new*"), *folder.glob("*.old")]:
-        remove(left)
+    for pattern in ("*.new*", "*.old", "*.gone"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -82,9 +83,12 @@ def _sync(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a checkpoint: its record first, so that no half of it is taken for one."""
-    (folder / RECORD).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a checkpoint that may be there: at once for its readers, so that none sees half of it."""
+    gone = folder.with_name(f"{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _refuse_full_disk(folder: Path, trees: dict[str, Any]) -> None:

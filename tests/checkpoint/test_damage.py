@@ -137,7 +137,7 @@ def test_damaged_ones_are_set_aside_for_a_look_and_their_steps_are_free(folder):
 
 
 def test_what_a_killed_save_has_left_is_cleared_away(folder):
-    for name in ("40.new.orbax-checkpoint-tmp", "40.new", "20.old"):
+    for name in ("40.new.orbax-checkpoint-tmp", "40.new", "20.old", "7.gone"):
         (folder / name / "state").mkdir(parents=True)
     (folder / "30").rename(folder / "30.old")  # killed when it was to be replaced
     with Checkpointer(folder, keep_last=3):
