@@ -37,7 +37,7 @@ class CompileGuard:
     def _warn(self, changes: list[str]) -> None:
         more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
         logging.getLogger(__name__).warning(
-            "the step was compiled again, number %d in this training: %s%s; each new shape and type is "
+            "the step was compiled again (%d compilations now): %s%s; each new shape and type is "
             "compiled anew: give batches that are all alike",
             self.compilations, changes[0] if changes else "no leaf differs, but jax's own settings", more,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from forestgaps_jax.callbacks import Callback, CallbackList, Run
+from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
@@ -108,7 +109,8 @@ def score(
 
     ``interrupted`` is asked after every batch; None is returned where it says yes.
     """
-    heights, step = predicts_heights(loss), make_eval_step(loss, config.thresholds)
+    heights = predicts_heights(loss)
+    step = CompileGuard(make_eval_step(loss, config.thresholds), ("state", "totals", "batch", "number"))
     if heights and isinstance(source, TileSampler):
         # One pass over the tiles serves every threshold.
         source = replace(source, thresholds=config.thresholds[:1])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forestgaps_jax import train
+from forestgaps_jax import evaluate, train
 from forestgaps_jax.compilation import CompileGuard, _described
 
 
@@ -41,7 +41,7 @@ def test_the_leaf_that_made_it_compile_again_is_named(changed, told, caplog):
     assert not caplog.records
     guard(TREE | changed)
     assert told in caplog.text
-    assert "the step was compiled again, number 2 in this training" in caplog.text
+    assert "the step was compiled again (2 compilations now)" in caplog.text
     assert guard.compilations == 2
 
 
@@ -88,6 +88,15 @@ def test_a_loader_whose_tiles_change_is_told_and_one_whose_last_batch_is_smaller
     assert "compiled again" not in caplog.text
     train(state, replace(config, epochs=1), {"train": [batch(4, 16), batch(4, 32)]})
     assert "batch.dsm was float32[4,16,16,1] and is float32[4,32,32,1] (and 2 more)" in caplog.text
+
+
+def test_evaluation_tells_of_it_too(state, config, data, caplog):
+    evaluate(state, config, data.val)
+    assert "compiled again" not in caplog.text
+    tile = {"dsm": np.zeros((4, 16, 16), np.float32), "mask": np.zeros((4, 16, 16)), "threshold": 5.0}
+    wide = {name: np.repeat(part, 2, 2) if np.ndim(part) else part for name, part in tile.items()}
+    evaluate(state, config, [tile, wide])
+    assert "batch.dsm was float32[4,16,16,1] and is float32[4,16,32,1]" in caplog.text
 
 
 def test_a_training_of_several_epochs_compiles_its_steps_once(state, config, data, caplog):
