@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,14 @@ def leaves_of(tree: Any) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Of the libraries whose change may change what a training comes to, by name."""
-    return {name: version(name) for name in _VERSIONS}
+
+    def of(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:  # run from its sources
+            return "not installed"
+
+    return {name: of(name) for name in _VERSIONS}
 
 
 def former(path: Path) -> Path:
