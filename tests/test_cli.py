@@ -198,14 +198,10 @@ def test_mistakes_end_in_one_line_that_helps(words, status, message, capsys, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_named_with_what_to_do(trained, capsys, monkeypatch):
-    for command, package in ((["train"], "tyro"), (["report", str(trained[0])], "jinja2")):
-        with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, package, None)
-            for module in [name for name in sys.modules if name.startswith("forestgaps_jax.report")]:
-                patch.delitem(sys.modules, module)
-            assert main(command) == 1
-        assert f"pip install {package}" in capsys.readouterr().err
+def test_a_missing_package_is_named_with_what_to_do(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["train"]) == 1
+    assert "pip install tyro" in capsys.readouterr().err
 
 
 def test_an_unknown_option_names_the_nearest(capsys):
