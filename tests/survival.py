@@ -20,7 +20,7 @@ from forestgaps_jax.models import create_model_from_config
 
 SETTINGS = """
 name = "run"
-epochs = 4
+epochs = 3
 batch_size = 4
 features = 2
 depth = 1

@@ -15,7 +15,7 @@ from forestgaps_jax import Callback, Trainer, create_state, train
 from forestgaps_jax.checkpoint import latest, restore
 from forestgaps_jax.interruption import Interruption, TrainingInterrupted, TrainingTerminated
 from forestgaps_jax.models import create_model_from_config
-from tests.survival import Runner
+from tests.survival import SETTINGS, Runner
 from tests.test_loop import equal
 
 ERRORS = {signal.SIGINT: TrainingInterrupted, signal.SIGTERM: TrainingTerminated}
@@ -187,7 +187,7 @@ def test_the_notice_of_a_preemption_that_jax_has_is_honoured():
 
 
 def test_the_command_is_ended_in_its_test_too(tmp_path):
-    runner = Runner(tmp_path)
+    runner = Runner(tmp_path, SETTINGS.replace("epochs = 3", "epochs = 1"))
     assert runner.finish() == 0, runner.output
     process = runner.start()
     for line in process.stdout:
