@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from forestgaps_jax.fields import checked, field_docs, shown
+from forestgaps_jax.files import write_whole
 from forestgaps_jax.settings import Settings
 
 _LOW_RATES = {
@@ -111,9 +112,7 @@ class Config(Settings, metaclass=_Checked):
             if value is not None:
                 lines += ["", *(f"# {line}" for line in docs[name].splitlines())]
                 lines.append(f"{name} = {_toml(value)}")
-        new = Path(path).with_name(f".{Path(path).name}.new")  # whole at every moment, whoever is killed
-        new.write_text("\n".join(lines[1:]) + "\n", encoding="utf-8")
-        new.replace(path)
+        write_whole(path, "\n".join(lines[1:]) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values."""

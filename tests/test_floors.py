@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "forestgaps_jax"
 FLOORS = [
-    {"types", "fields"},
+    {"types", "fields", "files"},
     {"settings"},
     {"config"},
     {"layers"},

@@ -1,7 +1,6 @@
 """The record of a run on disk: settings, a log to read, metrics as JSON, TensorBoard events."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.disk import tolerated
 from forestgaps_jax.callbacks.events import open_events, scalars_of
 from forestgaps_jax.callbacks.run import Run
+from forestgaps_jax.files import write_whole
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.run_folder import write_settings
 
@@ -94,7 +94,7 @@ class LoggingCallback(Callback):
             return
         history = json.dumps(_whole_history(self._folder / "metrics.jsonl", logs["history"]), default=_plain)
         with tolerated("history.json"):
-            _replace(self._folder / "history.json", history)
+            write_whole(self._folder / "history.json", history)
         best = ", ".join(f"{name} {_short(value)}" for name, value in logs["best_metrics"].items())
         reason = logs["stop_reason"]
         self._write(
@@ -146,7 +146,7 @@ def _forget_epochs(lines: Path, first: int) -> None:
     """Drop the lines of epochs that will come again, and one that was cut off."""
     if lines.is_file():
         kept = [json.dumps(entry) + "\n" for entry in _entries(lines) if entry["epoch"] < first]
-        _replace(lines, "".join(kept))
+        write_whole(lines, "".join(kept))
 
 
 def _entries(lines: Path) -> list[dict[str, Any]]:
@@ -156,13 +156,6 @@ def _entries(lines: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):
             entries.append(json.loads(line))
     return entries
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is whole at every moment."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 def _whole_history(lines: Path, history: Mapping[str, Any]) -> dict[str, Any]:

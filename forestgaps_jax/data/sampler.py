@@ -190,38 +190,39 @@ class TileSampler(TrainingDraws):
 
     def sample(self, step: Int[Array, ""]) -> Batch:
         """The batch of a global step; traceable."""
-        numbers, used = self._numbers(step)
-        places = self.places[numbers]
+        slots, used = self._slots_of(step)
+        places = self.places[self._numbers(step, slots)]
         tiles, resolution = self.rasters.cut(places, self.tile_size), self.rasters.resolution[places[:, 0]]
         if self.shuffle:
             return self.training_batch(step, tiles, resolution, used)
         listed = jnp.asarray(self.thresholds, jnp.float32)
-        return label_tiles(tiles, resolution, listed[self._slots_of(step) // self.places.shape[0]], used)
+        return label_tiles(tiles, resolution, listed[slots // self.places.shape[0]], used)
 
     def describe(self, step: int) -> list[str]:
         """The tiles of a global step, as site, row and column."""
-        numbers, used = (np.asarray(part) for part in self._numbers(jnp.int32(step)))
+        slots, used = self._slots_of(jnp.int32(step))
+        numbers, used = np.asarray(self._numbers(jnp.int32(step), slots)), np.asarray(used)
         return [
             f"{self.rasters.names[site]} row {row} column {column}"
             for site, row, column in np.asarray(self.places)[numbers[used]].tolist()
         ]
 
-    def _slots_of(self, step: Array) -> Int[Array, " batch"]:
-        position = step % self.steps_per_epoch
-        return (position * self.batch_size + jnp.arange(self.batch_size)) % self._slots
+    def _slots_of(self, step: Array) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
+        """Places of a step's samples in their epoch, and which of them fill up no batch."""
+        slots = step % self.steps_per_epoch * self.batch_size + jnp.arange(self.batch_size)
+        # Draws fill the last batch up with more of them.
+        drawn = self.shuffle and self.draw is not None
+        return slots % self._slots, (slots < self._slots) | drawn
 
-    def _numbers(self, step: Array) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
-        """Which of `places` a step takes, and which of these fill up no batch."""
-        epoch, position = step // self.steps_per_epoch, step % self.steps_per_epoch
-        slots = position * self.batch_size + jnp.arange(self.batch_size)
-        used, slots = slots < self._slots, slots % self._slots
+    def _numbers(self, step: Array, slots: Int[Array, " batch"]) -> Int[Array, " batch"]:
+        """Which of `places` a step takes."""
         if not self.shuffle:
-            return slots % self.places.shape[0], used
+            return slots % self.places.shape[0]
         order_key, _ = jax.random.split(self.key)
         if self.draw is not None:
-            return self.draw(jax.random.fold_in(order_key, step), self.batch_size), jnp.ones_like(used)
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])
-        return order[slots], used
+            return self.draw(jax.random.fold_in(order_key, step), self.batch_size)
+        epoch = step // self.steps_per_epoch
+        return jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])[slots]
 
 
 def label_tiles(
