@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from forestgaps_jax.compilation import jit
 from forestgaps_jax.loss import Loss
 from forestgaps_jax.recipe import Recipe
 from forestgaps_jax.state import TrainState
@@ -65,7 +66,7 @@ def make_train_step(recipe: Recipe) -> TrainStep:
 
     Equal recipes give the same function, so training again does not compile again.
     """
-    return jax.jit(train_step(recipe), donate_argnums=(0, 1))
+    return jit(train_step(recipe), donate_argnums=(0, 1))
 
 
 def train_step(recipe: Recipe) -> TrainStep:
@@ -120,10 +121,10 @@ def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
         logs = EvalLogs(value, decisions, _wrong_labels(source))
         return totals.add(value, output, batch, decisions), logs
 
-    return jax.jit(step, donate_argnums=1)
+    return jit(step, donate_argnums=1)
 
 
-@jax.jit
+@jit
 def predict_step(
     state: TrainState,
     dsm: Float[Array, "batch height width 1"],

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "forestgaps_jax"
 FLOORS = [
-    {"types", "fields", "files"},
+    {"types", "fields", "files", "compilation"},
     {"settings"},
     {"config"},
     {"layers"},
@@ -18,7 +18,7 @@ FLOORS = [
     {"state"},
     {"totals"},
     {"steps"},
-    {"checkpoint", "compilation", "in_flight", "run_folder", "statistics"},
+    {"checkpoint", "in_flight", "run_folder", "statistics"},
     {"callbacks", "divergence"},
     {"evaluation", "interruption", "readiness"},
     {"epochs"},

@@ -14,6 +14,7 @@ from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.disk import tolerated
 from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.callbacks.tiles import choose_tiles
+from forestgaps_jax.compilation import jit
 from forestgaps_jax.figures.canvas import render
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import predict_step
@@ -142,7 +143,7 @@ def _tile_figure(run: Run, tiles: Batch, predict: Callable[..., Any]) -> "Figure
     return figures.plot_tiles(dsm, mask, probability[..., 0], thresholds, valid)
 
 
-@jax.jit
+@jit
 def _gaps_of_heights(
     state: TrainState, dsm: jax.Array, threshold: jax.Array, resolution: jax.Array | None
 ) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from forestgaps_jax.compilation import jit
 from forestgaps_jax.data.augment import turn
 from forestgaps_jax.inference.windows import Windows
 from forestgaps_jax.layers.norm import Modulation, Norm
@@ -16,7 +17,7 @@ from forestgaps_jax.state import NNXApply, TrainState
 _SYMMETRIES = 8
 
 
-@partial(jax.jit, static_argnames=("flips", "samples"))
+@partial(jit, static_argnames=("flips", "samples"))
 def predict_windows(
     state: TrainState,
     dsm: Float[Array, "batch size size 1"],

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from forestgaps_jax.compilation import jit
 from forestgaps_jax.inference.progress import progress_bar
 from forestgaps_jax.inference.windows import Windows, count_windows, lay_windows
 
@@ -99,7 +100,7 @@ def sliding_window_inference(
     return out
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def _bands_first(apply: Any, params: Any, seen: Array) -> Float[Array, "batch bands size size"]:
     return jnp.moveaxis(apply(params, seen).astype(jnp.float32), -1, 1)
 

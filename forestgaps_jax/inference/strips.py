@@ -77,7 +77,7 @@ def _predict(
         pixel = None if resolution is None else np.full(len(batch), resolution, np.float32)
         key = jax.random.fold_in(state.rng, next(calls)) if windows.samples else state.rng
         options = {"flips": windows.flips, "samples": windows.samples}
-        maps = predict_windows(state, batch, thresholds, pixel, key, **options)
+        maps: Any = predict_windows(state, batch, thresholds, pixel, key, **options)
         return maps[0] if maps[1] is None else jnp.concatenate(maps, axis=1)
 
     return predict
