@@ -3,19 +3,25 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import optax
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.loss import Loss, create_loss_function, weigh_by_threshold
+from forestgaps_jax.loss import (
+    Loss,
+    create_loss_function,
+    join_weights,
+    split_weights,
+    weigh_by_threshold,
+)
 from forestgaps_jax.optimization import (
     clip_and_accumulate,
     create_optimizer,
     create_scheduler,
     drop_path_schedule,
 )
+from forestgaps_jax.types import Listed
 
 Optimizer = optax.GradientTransformation | Callable[[optax.Schedule], optax.GradientTransformation]
 """A transformation with its learning rate inside, or what makes one from a schedule, such as `optax.lion`."""
@@ -40,10 +46,23 @@ _OUTSIDE_THE_STEP |= {"plateau_mode", "plateau_factor", "plateau_patience", "pla
 _OUTSIDE_THE_STEP |= {"plateau_threshold_mode", "plateau_cooldown"}
 """Settings that no loss, optimizer or schedule reads, or that act between the steps."""
 
+_LOSS = {"loss_type", "loss_alpha", "focal_alpha", "focal_gamma", "dice_smooth", "dice_reduction"}
+_LOSS |= {"label_smoothing", "combo_weights", "adaptive_weights", "huber_delta"}
+_LOSS |= {"use_focal", "use_dice", "use_bce", "thresholds"}
+"""Settings that are in the loss and the thresholds of a plan already."""
+
+
+_ARGUMENTS = ("learning_rate", "min_lr", "warmup_start_lr", "max_lr", "weight_decay")
+_ARGUMENTS += ("droppath_start_prob", "droppath_final_prob")
+"""Settings that a compiled step takes as arguments, so that it serves all of their values."""
+
+Numbers = dict[str, Any]
+"""What a compiled step takes as arguments: ``settings`` and ``loss`` by name, ``thresholds``; a pytree."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parts of a training step; equal recipes share one compiled function.
+    """The parts of a training step.
 
     Attributes:
         loss: what is minimised in training.
@@ -56,18 +75,64 @@ class Recipe:
         ema_decay: of the weights' moving average; 0 for none.
         monitor_gradients: whether an epoch's gradient norms are recorded.
         max_skipped_steps: in a row, after which no step changes anything any more.
+        plan: what makes the recipe of its numbers; recipes with equal plans share one compiled step.
+        numbers: learning rates, weight decay, rates of stochastic depth, weights in the loss, thresholds.
     """
 
     loss: Loss
     score_loss: Loss
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule | None
-    thresholds: tuple[float, ...]
-    drop_path_rate: optax.Schedule | None = None
-    accumulation: int = 1
-    ema_decay: float = 0.0
-    monitor_gradients: bool = False
-    max_skipped_steps: int = 10
+    thresholds: Listed
+    drop_path_rate: optax.Schedule | None
+    accumulation: int
+    ema_decay: float
+    monitor_gradients: bool
+    max_skipped_steps: int
+    plan: "Plan"
+    numbers: Numbers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe without its numbers; it can be hashed.
+
+    Attributes:
+        settings: those that the step reads, but for its numbers.
+        steps_per_epoch: training batches in an epoch.
+        loss: without its weights.
+        optimizer: instead of the configured one.
+        scheduler: instead of the configured one.
+    """
+
+    settings: tuple[tuple[str, Any], ...]
+    steps_per_epoch: int
+    loss: Loss
+    optimizer: Optimizer | None
+    scheduler: optax.Schedule | None
+
+    def recipe(self, numbers: Numbers) -> Recipe:
+        """The recipe with these numbers, which may be arrays of a function that is being compiled."""
+        config = Config(**dict(self.settings))
+        for name, value in numbers["settings"].items():
+            object.__setattr__(config, name, value)  # without a check: it may be no plain number
+        rate = self.scheduler or create_scheduler(config, self.steps_per_epoch)
+        loss = join_weights(self.loss, numbers["loss"])
+        drop_path = drop_path_schedule(config, self.steps_per_epoch) if config.use_droppath else None
+        return Recipe(
+            loss=loss,
+            score_loss=loss,
+            optimizer=make_optimizer(config, rate, self.optimizer),
+            learning_rate=None if isinstance(self.optimizer, optax.GradientTransformation) else rate,
+            thresholds=numbers["thresholds"],
+            drop_path_rate=drop_path,
+            accumulation=config.gradient_accumulation_steps,
+            ema_decay=config.ema_decay,
+            monitor_gradients=config.monitor_gradients,
+            max_skipped_steps=config.max_skipped_steps,
+            plan=self,
+            numbers=numbers,
+        )
 
 
 def make_recipe(
@@ -79,7 +144,7 @@ def make_recipe(
     scheduler: optax.Schedule | None = None,
     threshold_weights: Mapping[float, float] | None = None,
 ) -> Recipe:
-    """Put the recipe of ``config`` together; equal arguments give the same one.
+    """Put the recipe of ``config`` together.
 
     Args:
         config: the settings.
@@ -96,42 +161,20 @@ def make_recipe(
     """
     if loss_fn is not None:
         check_loss(loss_fn)
-    settings = tuple((k, v) for k, v in config.to_dict().items() if k not in _OUTSIDE_THE_STEP)
-    recipe = _recipe(settings, steps_per_epoch, loss_fn, optimizer, scheduler)
-    if threshold_weights is None:
-        return recipe
-    return replace(recipe, loss=weigh_by_threshold(recipe.loss, threshold_weights))
-
-
-@lru_cache(maxsize=16)
-def _recipe(
-    settings: tuple[tuple[str, Any], ...],
-    steps_per_epoch: int,
-    loss_fn: Loss | None,
-    optimizer: Optimizer | None,
-    scheduler: optax.Schedule | None,
-) -> Recipe:
-    config = Config(**dict(settings))
-    rate = scheduler or create_scheduler(config, steps_per_epoch)
-    opaque = isinstance(optimizer, optax.GradientTransformation)
-    if opaque and scheduler is not None:
+    if isinstance(optimizer, optax.GradientTransformation) and scheduler is not None:
         raise ValueError(
             "the optimizer given has its learning rate inside and cannot follow the scheduler: give what "
             "makes an optimizer from a schedule, such as optax.adamw, instead of optax.adamw(...)"
         )
-    loss = loss_fn or create_loss_function(config)
-    return Recipe(
-        loss=loss,
-        score_loss=loss,
-        optimizer=make_optimizer(config, rate, optimizer),
-        learning_rate=None if opaque else rate,
-        thresholds=config.thresholds,
-        drop_path_rate=drop_path_schedule(config, steps_per_epoch) if config.use_droppath else None,
-        accumulation=config.gradient_accumulation_steps,
-        ema_decay=config.ema_decay,
-        monitor_gradients=config.monitor_gradients,
-        max_skipped_steps=config.max_skipped_steps,
-    )
+    plain = loss_fn or create_loss_function(config)
+    loss = plain if threshold_weights is None else weigh_by_threshold(plain, threshold_weights)
+    loss, weights = split_weights(loss)
+    numbers = {name: value for name in _ARGUMENTS if (value := getattr(config, name)) is not None}
+    apart = _OUTSIDE_THE_STEP | _LOSS | numbers.keys()
+    settings = tuple((name, value) for name, value in config.to_dict().items() if name not in apart)
+    plan = Plan(settings, steps_per_epoch, loss, optimizer, scheduler)
+    recipe = plan.recipe({"settings": numbers, "loss": weights, "thresholds": config.thresholds})
+    return replace(recipe, score_loss=plain)
 
 
 def make_optimizer(

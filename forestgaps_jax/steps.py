@@ -12,11 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from forestgaps_jax.compilation import jit
-from forestgaps_jax.loss import Loss
-from forestgaps_jax.recipe import Recipe
+from forestgaps_jax.loss import Loss, join_weights, split_weights
+from forestgaps_jax.recipe import Numbers, Plan, Recipe
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.totals import Decisions, Totals, decide, decide_heights
-from forestgaps_jax.types import Batch, Sampler, one_a_sample
+from forestgaps_jax.types import Batch, Listed, Sampler, one_a_sample
 
 
 class StepLogs(NamedTuple):
@@ -49,12 +49,32 @@ TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLo
 EvalStep = Callable[[TrainState, Totals, Any, Any], tuple[Totals, EvalLogs]]
 
 
+class Bound:
+    """A compiled function with its first argument given, a pytree of numbers and of tuples of them."""
+
+    def __init__(self, function: Callable[..., Any], numbers: Numbers):
+        self._function: Any = function
+        self._numbers = jax.tree.map(
+            lambda number: jnp.asarray(number, jnp.float32), numbers, is_leaf=lambda x: isinstance(x, tuple)
+        )
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function gives."""
+        return self._function(self._numbers, *arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """The function lowered for these arguments, as `jax.jit` has it."""
+        return self._function.lower(self._numbers, *arguments)
+
+    def _cache_size(self) -> int:
+        return self._function._cache_size()
+
+
 def predicts_heights(loss: Loss) -> bool:
     """Whether the loss is of canopy height, so that the network's output is metres and not logits."""
     return getattr(loss, "target", "mask") == "chm"
 
 
-@lru_cache(maxsize=8)
 def make_train_step(recipe: Recipe) -> TrainStep:
     """Compile one training step: ``step(state, totals, source) -> (state, totals, logs)``.
 
@@ -64,9 +84,18 @@ def make_train_step(recipe: Recipe) -> TrainStep:
     Where the loss or the gradient is not finite, the step is skipped: nothing of the state moves but its
     counters, and the totals count one more skipped step.
 
-    Equal recipes give the same function, so training again does not compile again.
+    Recipes that differ in their numbers alone share one compiled function: a sweep over learning rates,
+    rates of stochastic depth, thresholds or loss weights compiles once.
     """
-    return jit(train_step(recipe), donate_argnums=(0, 1))
+    return Bound(_compiled_train_step(recipe.plan), recipe.numbers)
+
+
+@lru_cache(maxsize=8)
+def _compiled_train_step(plan: Plan) -> Callable[..., Any]:
+    def step(numbers: Numbers, state: TrainState, totals: Totals, source: Batch | Sampler):
+        return train_step(plan.recipe(numbers))(state, totals, source)
+
+    return jit(step, donate_argnums=(1, 2))
 
 
 def train_step(recipe: Recipe) -> TrainStep:
@@ -105,15 +134,23 @@ def gradients(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[tuple[Ar
     return jax.value_and_grad(loss_of, has_aux=True)(state.trained)
 
 
-@lru_cache(maxsize=8)
 def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
     """Compile the evaluation of a batch: ``step(state, totals, source, position) -> (totals, logs)``.
 
     ``source`` is a `Batch`, or a `Sampler`, whose batch number ``position`` is cut inside. The totals that
-    go in are given away. Where the state has a moving average of the weights, that is evaluated.
+    go in are given away. Where the state has a moving average of the weights, that is evaluated. Losses that
+    differ in their weights alone, and as many thresholds, share one compiled function.
     """
+    loss, weights = split_weights(loss)
+    return Bound(_compiled_eval_step(loss), {"loss": weights, "thresholds": thresholds})
 
-    def step(state: TrainState, totals: Totals, source: Batch | Sampler, position: Array):
+
+@lru_cache(maxsize=8)
+def _compiled_eval_step(plain: Loss) -> Callable[..., Any]:
+    def step(
+        numbers: Numbers, state: TrainState, totals: Totals, source: Batch | Sampler, position: Array
+    ) -> tuple[Totals, EvalLogs]:
+        loss, thresholds = join_weights(plain, numbers["loss"]), numbers["thresholds"]
         batch = source.sample(position) if isinstance(source, Sampler) else source
         value, output, _ = _forward(loss, state, state.scored_params, state.loss_params, batch)
         batch = _as_scored(loss, batch)
@@ -121,7 +158,7 @@ def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
         logs = EvalLogs(value, decisions, _wrong_labels(source))
         return totals.add(value, output, batch, decisions), logs
 
-    return jit(step, donate_argnums=1)
+    return jit(step, donate_argnums=2)
 
 
 @jit
@@ -188,7 +225,7 @@ def _as_scored(loss: Loss, batch: Batch) -> Batch:
     return batch if predicts_heights(loss) else batch.by_threshold()
 
 
-def _decide(loss: Loss, output: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
+def _decide(loss: Loss, output: Array, batch: Batch, thresholds: Listed) -> Decisions:
     return (decide_heights if predicts_heights(loss) else decide)(output, batch, thresholds)
 
 

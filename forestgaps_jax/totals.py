@@ -17,7 +17,7 @@ from forestgaps_jax.metrics import (
     summarize_curves,
     threshold_index,
 )
-from forestgaps_jax.types import Batch, pytree_dataclass
+from forestgaps_jax.types import Batch, Listed, pytree_dataclass
 
 
 class Decisions(NamedTuple):
@@ -32,13 +32,13 @@ class Decisions(NamedTuple):
     group: Int[Array, " samples"]
 
 
-def decide(logits: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
+def decide(logits: Array, batch: Batch, thresholds: Listed) -> Decisions:
     """The decisions of gap logits ``[batch, height, width, 1]`` at the batch's own thresholds."""
     group = threshold_index(jnp.asarray(batch.threshold), thresholds)
     return Decisions(logits > 0, jnp.asarray(batch.mask) > 0.5, jnp.asarray(batch.counted), group)
 
 
-def decide_heights(heights: Array, batch: Batch, thresholds: tuple[float, ...]) -> Decisions:
+def decide_heights(heights: Array, batch: Batch, thresholds: Listed) -> Decisions:
     """The decisions of canopy heights (m) ``[batch, height, width, 1]`` at every listed threshold."""
     count, listed = len(thresholds), jnp.asarray(thresholds, jnp.float32)[:, None, None, None, None]
     shape = (count * heights.shape[0], *heights.shape[1:])
@@ -75,7 +75,7 @@ class Totals:
 
     @staticmethod
     def zeros(
-        thresholds: tuple[float, ...],
+        thresholds: Listed,
         *,
         training: bool = False,
         norms: bool = False,

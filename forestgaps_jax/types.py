@@ -11,6 +11,9 @@ from jaxtyping import Array, Bool, Float, Float32
 SAME_THRESHOLD = 1e-3
 """Metres that a height threshold may be off a listed one and still be the same."""
 
+Listed = tuple[float, ...] | Float[Array, "_"]
+"""Canopy heights that are scored one by one, metres: plain, or of a function that is being compiled."""
+
 _T = TypeVar("_T")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray
 
 from forestgaps_jax.data.augment import Augmentation
-from forestgaps_jax.data.sampler import Names, TrainingDraws, label_tiles
+from forestgaps_jax.data.sampler import Heights, Names, TrainingDraws, label_tiles
 from forestgaps_jax.types import Batch, pytree_dataclass
 
 
@@ -34,8 +34,8 @@ class CutTiles(TrainingDraws):
     used: Bool[Array | np.ndarray, " batch"]
     key: PRNGKeyArray
     threshold: Float32[Array | np.ndarray, " batch"] | None
-    thresholds: tuple[float, ...] = field(metadata={"static": True})
-    threshold_range: tuple[float, float] | None = field(metadata={"static": True})
+    thresholds: Heights
+    threshold_range: Heights | None
     thresholds_per_tile: int = field(metadata={"static": True})
     augmentation: Augmentation | None = field(metadata={"static": True})
     names: Names = field(metadata={"static": True})

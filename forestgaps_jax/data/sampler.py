@@ -6,7 +6,7 @@ from dataclasses import field
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.types import Batch, Site, pytree_dataclass
@@ -20,6 +20,10 @@ class Names(tuple[str, ...]):
 
     def __hash__(self) -> int:
         return 0
+
+
+Heights = Float32[Array, "_"] | Sequence[float]
+"""Canopy heights, metres; samplers keep them as arrays, so that other heights compile nothing anew."""
 
 
 @pytree_dataclass
@@ -101,10 +105,15 @@ class TrainingDraws:
     """Augments and labels training tiles; the fields are those of the samplers that it is a part of."""
 
     key: PRNGKeyArray
-    thresholds: tuple[float, ...]
-    threshold_range: tuple[float, float] | None
+    thresholds: Heights
+    threshold_range: Heights | None
     thresholds_per_tile: int
     augmentation: Augmentation | None
+
+    def __post_init__(self) -> None:
+        for name in ("thresholds", "threshold_range"):
+            if (heights := getattr(self, name)) is not None:
+                object.__setattr__(self, name, jnp.asarray(heights, jnp.float32))
 
     def training_batch(
         self,
@@ -123,7 +132,7 @@ class TrainingDraws:
     def _draw_thresholds(
         self, key: PRNGKeyArray, size: int
     ) -> Float[Array, " batch"] | Float[Array, "batch thresholds"]:
-        count, listed = self.thresholds_per_tile, jnp.asarray(self.thresholds, jnp.float32)
+        count, listed = self.thresholds_per_tile, jnp.asarray(self.thresholds)
         if self.threshold_range is not None:
             low, high = self.threshold_range
             if count == 1:
@@ -172,8 +181,8 @@ class TileSampler(TrainingDraws):
     key: PRNGKeyArray
     tile_size: int = field(metadata={"static": True})
     batch_size: int = field(metadata={"static": True})
-    thresholds: tuple[float, ...] = field(metadata={"static": True})
-    threshold_range: tuple[float, float] | None = field(default=None, metadata={"static": True})
+    thresholds: Heights
+    threshold_range: Heights | None = None
     shuffle: bool = field(default=False, metadata={"static": True})
     augmentation: Augmentation | None = field(default=None, metadata={"static": True})
     draw: SiteDraw | None = None
@@ -195,7 +204,7 @@ class TileSampler(TrainingDraws):
         tiles, resolution = self.rasters.cut(places, self.tile_size), self.rasters.resolution[places[:, 0]]
         if self.shuffle:
             return self.training_batch(step, tiles, resolution, used)
-        listed = jnp.asarray(self.thresholds, jnp.float32)
+        listed = jnp.asarray(self.thresholds)
         return label_tiles(tiles, resolution, listed[slots // self.places.shape[0]], used)
 
     def describe(self, step: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Losses of gaps from logits and of canopy heights: pure functions, and the same with settings fixed."""
 
 from forestgaps_jax.loss.adaptive import AdaptiveLoss
+from forestgaps_jax.loss.arguments import join_weights, split_weights
 from forestgaps_jax.loss.base import Loss
 from forestgaps_jax.loss.combined import CombinedFocalDiceLoss, ComboLoss, focal_dice_loss
 from forestgaps_jax.loss.dice import DiceLoss, dice_loss
@@ -47,8 +48,10 @@ __all__ = [
     "focal_dice_loss",
     "focal_loss",
     "huber_loss",
+    "join_weights",
     "mae_loss",
     "mse_loss",
     "smooth_labels",
+    "split_weights",
     "weigh_by_threshold",
 ]

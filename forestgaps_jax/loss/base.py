@@ -16,7 +16,12 @@ Loss = Callable[..., Float[Array, ""]]
 
 Those here are hashable, so that a compiled function can take them as static. They say what they need:
 ``target`` is ``"mask"`` or ``"chm"``; with ``needs_threshold`` they are called with ``threshold=``; with
-``learns`` they are called with ``params=``, which ``init()`` starts and the optimizer trains."""
+``learns`` they are called with ``params=``, which ``init()`` starts and the optimizer trains; ``arguments``
+names the settings that a compiled function takes as arguments (see `split_weights`)."""
+
+
+Weight = float | Float[Array, ""]
+"""A weight in a loss: a number, or a scalar of a compiled function."""
 
 
 def check_settings(loss: Any, apart: tuple[str, ...] = ()) -> None:
@@ -55,6 +60,7 @@ class GapLoss(ABC):
 
     target: ClassVar[str] = "mask"
     learns: ClassVar[bool] = False
+    arguments: ClassVar[tuple[str, ...]] = ()
     _checked_apart: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -1,12 +1,12 @@
 """Cross-entropy, focal and Dice loss together, in fixed shares."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Array, Bool, Float, Num
 
-from forestgaps_jax.loss.base import GapLoss
+from forestgaps_jax.loss.base import GapLoss, Weight
 from forestgaps_jax.loss.dice import DiceLoss, dice_loss
 from forestgaps_jax.loss.focal import BCELoss, FocalLoss, bce_loss, focal_loss
 from forestgaps_jax.loss.weighted import Threshold, ThresholdWeightedLoss, weight_table
@@ -19,9 +19,9 @@ def focal_dice_loss(
     logits: Float[Array, "batch ..."],
     targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
     *,
-    alpha: float = 0.5,
+    alpha: Weight = 0.5,
     gamma: float = 2.0,
-    focal_alpha: float | None = 0.5,
+    focal_alpha: Weight | None = 0.5,
     smooth: float = 1e-6,
     reduction: Literal["batch", "image"] = "batch",
     valid: Bool[Array, "batch ..."] | None = None,
@@ -93,6 +93,7 @@ class CombinedFocalDiceLoss(GapLoss):
     reduction: Literal["batch", "image"] = "batch"
 
     _checked_apart: ClassVar[tuple[str, ...]] = ("threshold_weights",)
+    arguments: ClassVar[tuple[str, ...]] = ("alpha", "focal_alpha")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,10 +128,8 @@ class CombinedFocalDiceLoss(GapLoss):
         if threshold is None:
             raise ValueError("the loss has threshold_weights: call it with threshold=, one for each sample")
         thresholds, weights = zip(*self.threshold_weights, strict=True)
-        plain = replace(self, threshold_weights=None)
-        return ThresholdWeightedLoss(plain, thresholds, weights)(
-            logits, targets, threshold=threshold, **pixels
-        )
+        weighted = ThresholdWeightedLoss(super().__call__, thresholds, weights)
+        return weighted(logits, targets, threshold=threshold, **pixels)
 
     def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return focal_dice_loss(
@@ -170,6 +169,8 @@ class ComboLoss(GapLoss):
     gamma: NotNegative = 2.0
     smooth: NotNegative = 1e-6
     reduction: Literal["batch", "image"] = "batch"
+
+    arguments: ClassVar[tuple[str, ...]] = ("weights", "focal_alpha")
 
     def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         bce, dice, focal = self.weights

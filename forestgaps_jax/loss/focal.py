@@ -1,13 +1,13 @@
 """Focal loss, and the cross-entropy that it grows from."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from forestgaps_jax.loss.base import GapLoss
+from forestgaps_jax.loss.base import GapLoss, Weight
 from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import mean_over_valid
 from forestgaps_jax.settings import Fraction, NotNegative
@@ -20,7 +20,7 @@ def focal_loss(
     logits: Float[Array, "batch ..."],
     targets: Num[Array, "batch ..."] | Bool[Array, "batch ..."],
     *,
-    alpha: float | None = 0.25,
+    alpha: Weight | None = 0.25,
     gamma: float = 2.0,
     valid: Bool[Array, "batch ..."] | None = None,
     sample_weight: Float[Array, " batch"] | None = None,
@@ -111,6 +111,8 @@ class FocalLoss(GapLoss):
 
     alpha: Fraction | None = 0.25
     gamma: NotNegative = 2.0
+
+    arguments: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def _value(self, logits: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma, **pixels)

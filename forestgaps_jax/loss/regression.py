@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from forestgaps_jax.loss.base import check_settings
+from forestgaps_jax.loss.base import Weight, check_settings
 from forestgaps_jax.loss.inputs import mask_invalid
 from forestgaps_jax.loss.reduction import mean_over_valid
 from forestgaps_jax.settings import NotNegative, Positive
@@ -95,8 +95,8 @@ def combined_regression_loss(
     predictions: Float[Array, "batch ..."],
     targets: Float[Array, "batch ..."],
     *,
-    mse_weight: float = 0.5,
-    mae_weight: float = 0.5,
+    mse_weight: Weight = 0.5,
+    mae_weight: Weight = 0.5,
     valid: Bool[Array, "batch ..."] | None = None,
     sample_weight: Float[Array, " batch"] | None = None,
     pixel_weight: Float[Array, "batch ..."] | None = None,
@@ -143,6 +143,7 @@ class RegressionLoss(ABC):
     target: ClassVar[str] = "chm"
     learns: ClassVar[bool] = False
     needs_threshold: ClassVar[bool] = False
+    arguments: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -197,6 +198,8 @@ class CombinedRegressionLoss(RegressionLoss):
 
     mse_weight: NotNegative = 0.5
     mae_weight: NotNegative = 0.5
+
+    arguments: ClassVar[tuple[str, ...]] = ("mse_weight", "mae_weight")
 
     def _value(self, predictions: Array, targets: Array, **pixels: Any) -> Float[Array, ""]:
         return combined_regression_loss(

@@ -39,6 +39,8 @@ class _Weighted:
     thresholds: Sequence[float]
     weights: Sequence[float]
 
+    arguments: ClassVar[tuple[str, ...]] = ("loss", "thresholds", "weights")
+
     def __post_init__(self) -> None:
         thresholds, weights = weight_table(self.thresholds, self.weights)
         object.__setattr__(self, "thresholds", thresholds)

@@ -88,7 +88,9 @@ class ConfusionCounts:
         return self.cells.to_numpy()
 
 
-def threshold_index(threshold: Float[Array, " batch"], thresholds: Sequence[float]) -> Int[Array, " batch"]:
+def threshold_index(
+    threshold: Float[Array, " batch"], thresholds: Sequence[float] | Float[Array, "_"]
+) -> Int[Array, " batch"]:
     """Place of each threshold in the list, within 1 mm; ``len(thresholds)`` for one that is not listed."""
     match = jnp.abs(threshold[:, None] - jnp.asarray(thresholds, jnp.float32)) < SAME_THRESHOLD
     return jnp.where(match.any(axis=1), jnp.argmax(match, axis=1), len(thresholds))

@@ -165,7 +165,7 @@ def _onecycle(config: Config, steps_per_epoch: int, total: int) -> optax.Schedul
     # that it begins on the way down.
     top: Any = config.pct_start * total - 1
 
-    def turn(start: float, stop: float, steps: Any) -> optax.Schedule:
+    def turn(start: Any, stop: Any, steps: Any) -> optax.Schedule:
         if config.anneal_strategy == "linear":
             return optax.linear_schedule(start, stop, steps)
         return optax.cosine_decay_schedule(start, steps, alpha=stop / start)
