@@ -4,6 +4,7 @@ from forestgaps_jax.callbacks import Callback
 from forestgaps_jax.config import Config
 from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.loss import CombinedFocalDiceLoss
+from forestgaps_jax.many import train_many
 from forestgaps_jax.metrics import SegmentationMetrics, ThresholdMetrics
 from forestgaps_jax.models import create_model
 from forestgaps_jax.state import TrainState, create_state
@@ -27,5 +28,6 @@ __all__ = [
     "evaluate",
     "predict",
     "train",
+    "train_many",
     "train_model",
 ]

@@ -96,6 +96,14 @@ def predict(
     return predict_step(state, images, as_thresholds(threshold, images.shape[0]), pixels)
 
 
+def one_pass(source: BatchSource, config: Config) -> BatchSource:
+    """A source in which each tile comes once: predicted heights answer every threshold."""
+    first = config.thresholds[:1]
+    if isinstance(source, TileSampler):
+        return replace(source, thresholds=first)
+    return source.at(first) if isinstance(source, TileStream) else source
+
+
 def score(
     state: TrainState,
     config: Config,
@@ -111,11 +119,7 @@ def score(
     """
     heights = predicts_heights(loss)
     step = CompileGuard(make_eval_step(loss, config.thresholds), ("state", "totals", "batch", "number"))
-    if heights and isinstance(source, TileSampler):
-        # One pass over the tiles serves every threshold.
-        source = replace(source, thresholds=config.thresholds[:1])
-    if heights and isinstance(source, TileStream):
-        source = source.at(config.thresholds[:1])
+    source = one_pass(source, config) if heights else source
     totals = Totals.zeros(config.thresholds, histogram=True, heights=heights)
     gaps = GapScores(config.boundary_tolerance) if config.gap_scores and phase == "test" else None
     in_flight = InFlight()

@@ -49,14 +49,19 @@ TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLo
 EvalStep = Callable[[TrainState, Totals, Any, Any], tuple[Totals, EvalLogs]]
 
 
+def as_arrays(numbers: Numbers) -> Numbers:
+    """Numbers, and tuples of them, on the device."""
+    return jax.tree.map(
+        lambda n: jnp.asarray(n, jnp.float32), numbers, is_leaf=lambda n: isinstance(n, tuple)
+    )
+
+
 class Bound:
-    """A compiled function with its first argument given, a pytree of numbers and of tuples of them."""
+    """A compiled function with its first argument given."""
 
     def __init__(self, function: Callable[..., Any], numbers: Numbers):
         self._function: Any = function
-        self._numbers = jax.tree.map(
-            lambda number: jnp.asarray(number, jnp.float32), numbers, is_leaf=lambda x: isinstance(x, tuple)
-        )
+        self._numbers = as_arrays(numbers)
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function gives."""
@@ -92,10 +97,16 @@ def make_train_step(recipe: Recipe) -> TrainStep:
 
 @lru_cache(maxsize=8)
 def _compiled_train_step(plan: Plan) -> Callable[..., Any]:
+    return jit(numbered_train_step(plan), donate_argnums=(1, 2))
+
+
+def numbered_train_step(plan: Plan) -> Callable[..., Any]:
+    """The pure function ``step(numbers, state, totals, source) -> (state, totals, logs)`` of a plan."""
+
     def step(numbers: Numbers, state: TrainState, totals: Totals, source: Batch | Sampler):
         return train_step(plan.recipe(numbers))(state, totals, source)
 
-    return jit(step, donate_argnums=(1, 2))
+    return step
 
 
 def train_step(recipe: Recipe) -> TrainStep:
@@ -134,19 +145,33 @@ def gradients(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[tuple[Ar
     return jax.value_and_grad(loss_of, has_aux=True)(state.trained)
 
 
-def make_eval_step(loss: Loss, thresholds: tuple[float, ...]) -> EvalStep:
+def make_eval_step(loss: Loss, thresholds: Listed) -> EvalStep:
     """Compile the evaluation of a batch: ``step(state, totals, source, position) -> (totals, logs)``.
 
     ``source`` is a `Batch`, or a `Sampler`, whose batch number ``position`` is cut inside. The totals that
     go in are given away. Where the state has a moving average of the weights, that is evaluated. Losses that
     differ in their weights alone, and as many thresholds, share one compiled function.
     """
-    loss, weights = split_weights(loss)
-    return Bound(_compiled_eval_step(loss), {"loss": weights, "thresholds": thresholds})
+    return Bound(_compiled_eval_step(split_weights(loss)[0]), scoring_numbers(loss, thresholds))
+
+
+def scoring_numbers(loss: Loss, thresholds: Listed) -> Numbers:
+    """What a compiled evaluation takes as arguments."""
+    return {"loss": split_weights(loss)[1], "thresholds": thresholds}
 
 
 @lru_cache(maxsize=8)
 def _compiled_eval_step(plain: Loss) -> Callable[..., Any]:
+    return jit(numbered_eval_step(plain), donate_argnums=2)
+
+
+def numbered_eval_step(plain: Loss) -> Callable[..., Any]:
+    """The pure function ``step(numbers, state, totals, source, position) -> (totals, logs)`` of a loss.
+
+    Args:
+        plain: the loss without its weights; these are in ``numbers``, with the thresholds.
+    """
+
     def step(
         numbers: Numbers, state: TrainState, totals: Totals, source: Batch | Sampler, position: Array
     ) -> tuple[Totals, EvalLogs]:
@@ -158,7 +183,7 @@ def _compiled_eval_step(plain: Loss) -> Callable[..., Any]:
         logs = EvalLogs(value, decisions, _wrong_labels(source))
         return totals.add(value, output, batch, decisions), logs
 
-    return jit(step, donate_argnums=2)
+    return step
 
 
 @jit
