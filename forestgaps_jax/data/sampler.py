@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from forestgaps_jax.data.augment import Augmentation
+from forestgaps_jax.data.order import shuffled
 from forestgaps_jax.types import Batch, Site, pytree_dataclass
 
 
@@ -231,7 +232,7 @@ class TileSampler(TrainingDraws):
         if self.draw is not None:
             return self.draw(jax.random.fold_in(order_key, step), self.batch_size)
         epoch = step // self.steps_per_epoch
-        return jax.random.permutation(jax.random.fold_in(order_key, epoch), self.places.shape[0])[slots]
+        return shuffled(slots, self.places.shape[0], jax.random.fold_in(order_key, epoch))
 
 
 def label_tiles(
