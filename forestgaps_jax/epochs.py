@@ -151,7 +151,8 @@ def _train_epoch(training: Training, epoch: int, start: float) -> tuple[dict[str
         in_flight.push(number, batch, logs)
         stop = _interrupted(training, epoch * run.steps_per_epoch + number)
         size = _batch_size(batch, run.config)
-        hooks.fire("on_batch_end", number, epoch=epoch, metrics=_told(logs), batch_size=size)
+        told = {"metrics": _told(logs), "batch_size": size, "compilation": training.step.compilation}
+        hooks.fire("on_batch_end", number, epoch=epoch, **told)
         if stop or (run.stop_reason is not None and number + 1 < run.steps_per_epoch):
             in_flight.drain()
             return None
@@ -197,9 +198,10 @@ def _told(logs: StepLogs) -> dict[str, Any]:
 
 
 def _batch_size(batch: Batch | Sampler, config: Config) -> int:
-    if isinstance(batch, Sampler):
-        return getattr(batch, "batch_size", config.batch_size)
-    return batch.dsm.shape[0]
+    # Batch first: whether something is a Sampler takes a protocol longer to say.
+    if isinstance(batch, Batch):
+        return batch.dsm.shape[0]
+    return getattr(batch, "batch_size", config.batch_size)
 
 
 def _follow_plateau(state: TrainState, config: Config, value: float) -> TrainState:

@@ -50,7 +50,7 @@ class InFlight:
 
 def _refuse_wrong_labels(number: int, logs: StepLogs | EvalLogs) -> None:
     """Refuse masks on the device, which nobody has looked at before."""
-    if wrong := int(logs.wrong_labels):
+    if logs.wrong_labels is not None and (wrong := int(logs.wrong_labels)):
         raise ValueError(
             f"batch {number}: mask holds other values than 0 and 1 in {wrong} valid pixels: must be 1 for "
             "gap and 0 for not; mark what is not known in valid"

@@ -27,14 +27,15 @@ class StepLogs(NamedTuple):
         grad_norm: global norm of the gradients, before any clipping.
         lr: learning rate that was used; NaN where only the optimizer knows it.
         skipped_in_a_row: steps up to this one that changed nothing, as loss or gradient was not finite.
-        wrong_labels: valid pixels of a given batch whose mask is neither 0 nor 1.
+        wrong_labels: valid pixels of a given batch whose mask is neither 0 nor 1; None for a sampler, which
+            makes its masks itself.
     """
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
     lr: Float[Array, ""]
     skipped_in_a_row: Int[Array, ""]
-    wrong_labels: Int[Array, ""]
+    wrong_labels: Int[Array, ""] | None
 
 
 class EvalLogs(NamedTuple):
@@ -42,7 +43,7 @@ class EvalLogs(NamedTuple):
 
     loss: Float[Array, ""]
     decisions: Decisions
-    wrong_labels: Int[Array, ""]
+    wrong_labels: Int[Array, ""] | None
 
 
 TrainStep = Callable[[TrainState, Totals, Any], tuple[TrainState, Totals, StepLogs]]
@@ -301,10 +302,10 @@ def _guarded(before: TrainState, after: TrainState, finite: Bool[Array, ""]) -> 
     )
 
 
-def _wrong_labels(source: Batch | Sampler) -> Int[Array, ""]:
+def _wrong_labels(source: Batch | Sampler) -> Int[Array, ""] | None:
     """How many labels are none; a sampler makes them itself."""
     if isinstance(source, Sampler):
-        return jnp.zeros((), jnp.int32)
+        return None
     mask = jnp.asarray(source.mask)
     return jnp.sum(jnp.asarray(source.counted) & (mask != 0) & (mask != 1), dtype=jnp.int32)
 
