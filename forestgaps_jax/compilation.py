@@ -1,11 +1,15 @@
-"""Compilation: with the options that are fastest where it runs, and with a word where it happens again."""
+"""Compilation: with the options that are fastest where it runs, and with a word of what it took."""
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, update_wrapper
 from typing import Any, TypeVar
 
 import jax
+from jax import monitoring
 
 R = TypeVar("R")
 
@@ -58,12 +62,56 @@ class _Jitted:
         return getattr(self._jitted, name)
 
 
+@dataclass
+class Compilation:
+    """What came of the latest compilation.
+
+    Attributes:
+        seconds: that it took, with its tracing.
+        cached: whether its result was read from JAX's cache on disk.
+    """
+
+    seconds: float = 0.0
+    cached: bool = False
+
+    def __str__(self) -> str:
+        how = "loaded from the compilation cache" if self.cached else "compiled"
+        return f"{how} in {self.seconds:.1f} s"
+
+
+@contextmanager
+def watched() -> Iterator[Compilation]:
+    """Follow what JAX compiles: seconds from the beginning to the end of the latest compilation."""
+    start, seen, hits = time.perf_counter(), Compilation(), 0
+
+    def count(event: str, **_: Any) -> None:
+        nonlocal hits
+        hits += event == "/jax/compilation_cache/cache_hits"
+
+    def follow(event: str, duration_secs: float, **_: Any) -> None:
+        nonlocal hits
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.seconds, seen.cached, hits = time.perf_counter() - start, hits > 0, 0
+
+    monitoring.register_event_listener(count)
+    monitoring.register_event_duration_secs_listener(follow)
+    try:
+        yield seen
+    finally:
+        monitoring.unregister_event_listener(count)
+        monitoring.unregister_event_duration_listener(follow)
+
+
 class CompileGuard:
     """Calls a compiled function, and warns where that was compiled again, naming the leaf that changed.
 
     Args:
         function: what `jax.jit` gave.
         arguments: what its arguments are called in the warning.
+
+    Attributes:
+        compilations: how often it was compiled.
+        compilation: of the latest call, if that was the first and compiled it; else None.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[str, ...]):
@@ -71,12 +119,15 @@ class CompileGuard:
         self._arguments = arguments
         self._seen: dict[str, str] | None = None
         self.compilations = 0
+        self.compilation: Compilation | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function gives."""
         before = self._function._cache_size()
-        result = self._function(*arguments)
+        with watched() if self._seen is None else nullcontext() as seen:
+            result = self._function(*arguments)
         compiled = self._function._cache_size() > before
+        self.compilation = seen if compiled else None
         self.compilations += compiled
         if compiled or self._seen is None:
             seen = _signature(dict(zip(self._arguments, arguments, strict=True)))

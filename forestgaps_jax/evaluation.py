@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from forestgaps_jax.callbacks import Callback, CallbackList, Run
 from forestgaps_jax.compilation import CompileGuard
+from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
@@ -56,6 +57,7 @@ def evaluate(
     """
     if loss_fn is not None:
         check_loss(loss_fn)
+    use_cache(config.compilation_cache_dir)
     source = as_evaluation_source(batches, config)
     own_runs = {callback: callback.run for callback in callbacks or () if hasattr(callback, "run")}
     hooks = CallbackList(callbacks or (), _run(config, state, folder, history))

@@ -13,6 +13,7 @@ from flax import nnx
 
 from forestgaps_jax import checkpoint, figures
 from forestgaps_jax.callbacks import Monitor
+from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
@@ -56,6 +57,7 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
         DivergenceError: the loss was infinite or NaN for too long.
     """
     config = _with_absolute_paths(replace(config, name=config.name or "run"))
+    use_cache(config.compilation_cache_dir)
     # The model and the monitored metric come before the rasters, which may take long, to fail early.
     model = create_model_from_config(config)
     state = create_state(model, config)
@@ -109,6 +111,7 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
     folder, trained = Path(folder), Config.from_toml(Path(folder) / "config.toml")
     config = _without_what_else_trained(_with_absolute_paths(config), trained)
     config.validate()
+    use_cache(config.compilation_cache_dir)
     own = _is_own_data(config, trained)
     sites = load_sites(config)
     if not own:

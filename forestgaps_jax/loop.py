@@ -14,6 +14,7 @@ from forestgaps_jax.callbacks import Callback, CallbackList, Position, Run, with
 from forestgaps_jax.callbacks.resumption import history_of, position_of
 from forestgaps_jax.checkpoint import Checkpoint, latest, restore, set_aside, versions
 from forestgaps_jax.compilation import CompileGuard
+from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.reading import as_data, steps_per_epoch
 from forestgaps_jax.epochs import HISTORY, Training, no_totals, run_epochs
@@ -92,6 +93,7 @@ def train(
     if resume not in ("auto", "never"):
         raise ValueError(f"resume = {resume!r}: must be 'auto' or 'never'")
     config.validate()
+    use_cache(config.compilation_cache_dir)
     data = as_data(data, config)
     steps = steps_per_epoch(data.train)
     parts: dict[str, Any] = {"loss_fn": loss_fn, "optimizer": optimizer, "scheduler": scheduler}

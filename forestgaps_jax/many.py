@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.reading import as_data, read_batches, steps_per_epoch
 from forestgaps_jax.epochs import HISTORY, no_totals
@@ -65,6 +66,8 @@ def train_many(
     (2, 1)
     """
     configs = [config] * len(states) if isinstance(config, Config) else list(config)
+    if configs:
+        use_cache(configs[0].compilation_cache_dir)
     members = _members(states, configs, data)
     if vectorized is None:
         vectorized = jax.default_backend() != "cpu"

@@ -39,6 +39,7 @@ _OUTSIDE_THE_STEP |= {"model_name", "features", "depth", "norm", "dropout", "spe
 _OUTSIDE_THE_STEP |= {"remat", "height_scale", "detrend", "opening_windows"}
 _OUTSIDE_THE_STEP |= {"use_threshold_weights", "threshold_weight_adjustment"}
 _OUTSIDE_THE_STEP |= {"use_progress_bar", "use_tensorboard", "vis_save_frequency", "profile_steps"}
+_OUTSIDE_THE_STEP |= {"compilation_cache_dir"}
 _OUTSIDE_THE_STEP |= {"monitor_metric", "monitor_mode", "save_frequency", "save_minutes", "max_to_keep"}
 _OUTSIDE_THE_STEP |= {"use_early_stopping", "early_stopping_monitor", "early_stopping_mode"}
 _OUTSIDE_THE_STEP |= {"early_stopping_patience", "early_stopping_min_delta", "early_stopping_restore_best"}

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from forestgaps_jax import checkpoint
+from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.divergence import read_batch
 from forestgaps_jax.models import create_model_from_config
@@ -58,6 +59,7 @@ def replay(folder: str | Path) -> Replay:
     place = _diverged(Path(folder))
     report = json.loads((place / "report.json").read_text(encoding="utf-8"))
     config = Config.from_toml(place.parent / "config.toml")
+    use_cache(config.compilation_cache_dir)
     state = create_state(create_model_from_config(config), config)
     state = checkpoint.restore_one(place / "state", state).state
     weights = {float(height): weight for height, weight in report["threshold_weights"].items()}

@@ -288,5 +288,8 @@ class Settings:
     """Show a progress bar."""
     use_tensorboard: bool = True
     """Write TensorBoard events to the run folder."""
+    compilation_cache_dir: str = "auto"
+    """Folder that keeps what JAX has compiled for later starts. auto: below the user's cache directory
+    (XDG_CACHE_HOME, or ~/.cache); empty: none. One that JAX was given (JAX_COMPILATION_CACHE_DIR) stays."""
     figure_tiles: Count = 4
     """Tiles in figures."""

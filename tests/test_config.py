@@ -133,6 +133,7 @@ CHANGED = {
     "boundary_tolerance": 1,
     "use_progress_bar": False,
     "use_tensorboard": False,
+    "compilation_cache_dir": "cache",
     "figure_tiles": 0,
 }
 NAMES = [field.name for field in dataclasses.fields(Config)]

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "forestgaps_jax"
 FLOORS = [
-    {"types", "fields", "files", "compilation"},
+    {"types", "fields", "files", "compilation", "compilation_cache"},
     {"settings"},
     {"config"},
     {"layers"},

@@ -343,7 +343,7 @@ def test_fault_03_training_fires_each_event_once_at_its_place_and_validation_its
         for number in range(3)
         for step in (
             ("on_batch_begin", number, "epoch"),
-            ("on_batch_end", number, "batch_size", "epoch", "metrics"),
+            ("on_batch_end", number, "batch_size", "compilation", "epoch", "metrics"),
         )
     ]
     assert fired == [

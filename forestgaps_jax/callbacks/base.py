@@ -54,7 +54,11 @@ class Callback:
         """Before a training step, counted from 0 within the epoch. logs: epoch."""
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """After a training step was handed to the device. logs: epoch, metrics, batch_size."""
+        """After a training step was handed to the device.
+
+        logs: epoch, metrics, batch_size, and compilation (of the step, where its first call compiled it: a
+        `forestgaps_jax.compilation.Compilation`; else None).
+        """
 
     def on_validation_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Before the validation of an epoch."""

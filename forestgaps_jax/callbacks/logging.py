@@ -26,7 +26,7 @@ class LoggingCallback(Callback):
     """Writes what a run was and how it went to the run folder; a run without a folder is not recorded.
 
     ``config.toml``: the settings as used. ``train.log``: a line at the start, the network, the weights of
-    the thresholds where they have some, a line an epoch, one at the end.
+    the thresholds where they have some, how long the step took to compile, a line an epoch, one at the end.
     ``metrics.jsonl``: the logs of each epoch, a line each. ``history.json``: the history, written at the end,
     with the epochs before: those that the training was given, or those of earlier calls in the same folder
     where these are more. Where ``config.use_tensorboard``, TensorBoard events, whose writer is ``run.events``
@@ -66,6 +66,8 @@ class LoggingCallback(Callback):
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count tiles, and the time that they took."""
         assert logs is not None
+        if self._folder is not None and (compilation := logs.get("compilation")):
+            self._write(f"the training step was {compilation}")
         self._tiles += logs["batch_size"]
         self._seconds = time.perf_counter() - self._epoch_start
 

@@ -38,6 +38,8 @@ class ProgressBar(Callback):
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Move the bar."""
         assert logs is not None
+        if compilation := logs.get("compilation"):
+            self._print(f"the training step was {compilation}")
         self._losses.append(logs["metrics"]["loss"])
         if self._bar is None:
             return

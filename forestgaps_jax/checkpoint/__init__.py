@@ -4,9 +4,8 @@ A checkpoint holds arrays and JSON; opening one runs no code. Each file has a ch
 cut off or changed on the disk is never taken for what was saved.
 """
 
-from orbax.checkpoint.multihost import reached_preemption
-
 from forestgaps_jax.checkpoint.contents import DamagedCheckpoint, versions
+from forestgaps_jax.checkpoint.disk import reached_preemption
 from forestgaps_jax.checkpoint.reading import Checkpoint, best, latest, restore, restore_one, set_aside
 from forestgaps_jax.checkpoint.writing import Checkpointer, save_one
 

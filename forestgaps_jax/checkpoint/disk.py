@@ -12,11 +12,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.checkpoint.contents import arrays_of, former, host, leaves_of, write_record
 from forestgaps_jax.checkpoint.reading import damaged_ones, set_aside
 from forestgaps_jax.state import TrainState
+
+
+def reached_preemption(step: int) -> bool:
+    """Whether the machine is to be taken away, as JAX was told, and all its processes stop after this step."""
+    from orbax.checkpoint import multihost
+
+    return multihost.reached_preemption(step)
 
 
 def host_trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, Any]:
@@ -39,6 +45,8 @@ def write(
     """Write a checkpoint beside where it belongs, and move it there when it is whole and on the disk."""
     new, old = path.with_name(f"{path.name}.new"), former(path)
     _refuse_full_disk(path.parent, trees)
+    from orbax.checkpoint import v1 as ocp
+
     context = ocp.Context()
     # Orbax's threads would wait minutes for a folder that could not be made.
     context.asynchronous.create_directories_asynchronously = False

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from forestgaps_jax.checkpoint.contents import (
     RECORD,
@@ -188,6 +187,8 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
     targets: dict[str, Any] = {"state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)}
     if (path / "progress").is_dir():
         targets["progress"] = None
+    from orbax.checkpoint import v1 as ocp
+
     trees: dict[str, Any] = ocp.load_checkpointables(str(path), targets)
     restored = state_of(trees["state"], state)
     return Checkpoint(

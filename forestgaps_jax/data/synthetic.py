@@ -5,10 +5,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Float32
 from numpy.random import Generator
-from scipy.interpolate import RectBivariateSpline
-from scipy.optimize import brentq
 
 from forestgaps_jax.types import Grid, Site
 
@@ -35,7 +34,7 @@ class _Plot(NamedTuple):
     def extent(self) -> tuple[float, float]:
         return self.shape[0] * self.resolution, self.shape[1] * self.resolution
 
-    def sample(self, surface: RectBivariateSpline) -> _Raster:
+    def sample(self, surface: "scipy.interpolate.RectBivariateSpline") -> _Raster:
         y, x = ((np.arange(n) + 0.5) * self.resolution for n in self.shape)
         return surface(y, x)
 
@@ -145,10 +144,12 @@ def _check(seed: int, shape: tuple[int, int], **ranged: float) -> None:
             raise ValueError(f"{field} is {value}; allowed: {low} to {high}")
 
 
-def _bumps(rng: Generator, extent: tuple[float, float], scale: float) -> RectBivariateSpline:
+def _bumps(
+    rng: Generator, extent: tuple[float, float], scale: float
+) -> "scipy.interpolate.RectBivariateSpline":
     """Smooth random field, mean 0, deviation about 1, bumps of ``scale`` metres, a little beyond the plot."""
     y, x = (np.arange(-3, int(np.ceil(side / scale)) + 4) * scale for side in extent)
-    return RectBivariateSpline(y, x, 1.2 * rng.standard_normal((y.size, x.size)))
+    return scipy.interpolate.RectBivariateSpline(y, x, 1.2 * rng.standard_normal((y.size, x.size)))
 
 
 def _terrain(rng: Generator, plot: _Plot, slope: float) -> Float32[np.ndarray, "height width"]:
@@ -163,8 +164,11 @@ def _terrain(rng: Generator, plot: _Plot, slope: float) -> Float32[np.ndarray, "
         relief += weight * part / np.sqrt(np.mean(_steepness(part) ** 2))
     steepness = _steepness(relief)[2:-2, 2:-2]
     if slope > 0.0:
-        relief *= brentq(lambda k: np.degrees(np.arctan(k * steepness)).mean() - slope, 0.0, 1000.0)
-    return (elevation + (slope > 0.0) * plot.sample(RectBivariateSpline(y, x, relief))).astype(np.float32)
+        relief *= scipy.optimize.brentq(
+            lambda k: np.degrees(np.arctan(k * steepness)).mean() - slope, 0.0, 1000.0
+        )
+    surface = scipy.interpolate.RectBivariateSpline(y, x, relief)
+    return (elevation + (slope > 0.0) * plot.sample(surface)).astype(np.float32)
 
 
 def _steepness(surface: _Raster) -> _Raster:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import special
 
 from forestgaps_jax.figures.canvas import new_figure
 
@@ -76,7 +76,7 @@ def _draw(
     axis.plot(size * pixel_area, number, "o", color=_MEAN, markersize=5, label="mean of a bin")
     if not math.isnan(exponent):
         size = np.geomspace(kmin, max(pixels.max(), 2 * kmin), 50)
-        expected = np.count_nonzero(pixels >= kmin) * size**-exponent / special.zeta(exponent, kmin)
+        expected = np.count_nonzero(pixels >= kmin) * size**-exponent / scipy.special.zeta(exponent, kmin)
         axis.plot(size * pixel_area, expected, color=_LINE, label=f"λ = {exponent:.2f}")
     axis.legend(frameon=False, fontsize=8)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from forestgaps_jax import checkpoint as checkpoints
+from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.state import TrainState, create_state
@@ -29,5 +30,6 @@ def load_run(
     if not settings.is_file():
         raise FileNotFoundError(f"{folder} is no run folder: there is no config.toml in it")
     config = config or Config.from_toml(settings)
+    use_cache(config.compilation_cache_dir)
     state = create_state(create_model_from_config(config), config)
     return checkpoints.restore(saved, state, "best" if checkpoint == "best" else "latest").state, config

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Bool, Float, Int, Num, UInt32
-from scipy.special import expit
 
 from forestgaps_jax.metrics.counter import ExactCounter, check_countable
 from forestgaps_jax.types import pytree_dataclass
@@ -189,7 +189,7 @@ def _above_each_cut(histogram: Histogram) -> tuple[Int[np.ndarray, " bins"], Int
 
 def _cuts(bins: int) -> Float[np.ndarray, " bins"]:
     """Probability at the lower edge of each bin."""
-    cuts = expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, bins, endpoint=False))
+    cuts = scipy.special.expit(np.linspace(-_LARGEST_LOGIT, _LARGEST_LOGIT, bins, endpoint=False))
     cuts[0] = 0.0
     return cuts
 

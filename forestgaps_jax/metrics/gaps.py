@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Int
-from scipy import ndimage
 
 from forestgaps_jax.metrics.pixels import same_shape
 
@@ -78,8 +78,8 @@ def object_counts(
         valid: pixels that are known; None for all.
     """
     known = np.ones_like(truth) if valid is None else valid
-    ours, n_ours = ndimage.label(predicted & known, _CORNERS_TOUCH)  # type: ignore[misc]  # SciPy has no types
-    theirs, n_theirs = ndimage.label(truth & known, _CORNERS_TOUCH)  # type: ignore[misc]  # SciPy has no types
+    ours, n_ours = scipy.ndimage.label(predicted & known, _CORNERS_TOUCH)  # type: ignore[misc]  # SciPy has no types
+    theirs, n_theirs = scipy.ndimage.label(truth & known, _CORNERS_TOUCH)  # type: ignore[misc]  # SciPy has no types
     pairs = ours.ravel() * (n_theirs + 1) + theirs.ravel()
     shared = np.bincount(pairs, minlength=(n_ours + 1) * (n_theirs + 1)).reshape(n_ours + 1, n_theirs + 1)
     areas, true_areas = shared.sum(axis=1)[1:], shared.sum(axis=0)[1:]
@@ -194,11 +194,11 @@ def _scores(counts: Int[np.ndarray, " 4"]) -> dict[str, float]:
 
 
 def _outline(gap: np.ndarray, known: np.ndarray) -> np.ndarray:
-    inside = ndimage.binary_erosion(gap | ~known, border_value=1)
+    inside = scipy.ndimage.binary_erosion(gap | ~known, border_value=1)
     return gap & known & np.logical_not(inside)
 
 
 def _near(outline: np.ndarray, tolerance: float) -> np.ndarray:
     if not outline.any():
         return np.zeros_like(outline)
-    return ndimage.distance_transform_edt(~outline) <= tolerance  # type: ignore[operator]  # SciPy has no types
+    return scipy.ndimage.distance_transform_edt(~outline) <= tolerance  # type: ignore[operator]  # SciPy has no types

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, Bool, Float, Shaped
-from scipy.special import logit
 
 from forestgaps_jax.metrics.confusion import ConfusionCounts, threshold_index
 from forestgaps_jax.metrics.pixels import as_heights, on_host, same_shape, unlisted
@@ -124,7 +124,7 @@ def check_cut(cut: float, from_logits: bool = False) -> float:
         raise ValueError(
             f"threshold = {cut!r}: must be from 0 to 1, it cuts probabilities; heights are threshold_value"
         )
-    return float(logit(cut)) if from_logits else float(cut)
+    return float(scipy.special.logit(cut)) if from_logits else float(cut)
 
 
 def check(tally: Tally, from_logits: bool = False, thresholds: tuple[float, ...] = ()) -> None:
