@@ -19,7 +19,7 @@ from forestgaps_jax.state import TrainState
 
 
 def reached_preemption(step: int) -> bool:
-    """Whether the machine is to be taken away, as JAX was told, and all its processes stop after this step."""
+    """Whether the machine is to be taken away, as JAX was told; all its processes stop after this step."""
     from orbax.checkpoint import multihost
 
     return multihost.reached_preemption(step)
