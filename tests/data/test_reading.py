@@ -88,7 +88,7 @@ def test_a_validation_source_that_can_be_read_once_is_refused(config):
 def test_a_sampler_is_scored_at_the_thresholds_asked_for(data, config):
     config.thresholds = (7.5,)
     sampler = as_evaluation_source(data.val, config)
-    assert sampler.thresholds == (7.5,)
+    assert sampler.thresholds.tolist() == [7.5]
     assert sampler.steps_per_epoch == -(-len(data.val.places) // config.batch_size)
 
 
