@@ -53,6 +53,8 @@ NAMES = (*PLAIN, *(f"{name}-bf16" for name in PLAIN))
 COMPARABLE = ("what", "batch", "tile", "features", "depth")
 THRESHOLDS = (5.0, 10.0, 15.0, 20.0)
 SITES = 4
+DISTURBED = 0.2
+"""Cores that others keep busy, from which times are not to be trusted (workers that load data are others)."""
 
 Rasters = list[tuple[np.ndarray, np.ndarray]]
 """Surface and canopy height of each site, metres."""
@@ -146,10 +148,11 @@ class Child:
 
     Attributes:
         about: what it said of itself once it was ready.
+        others: cores that were busy with something else, in each turn.
     """
 
     def __init__(self, name: str, command: list[str], errors: Path):
-        self.name, self.errors = name, errors
+        self.name, self.errors, self.others = name, errors, []
         # JAX would take most of a GPU's memory at once, which here others need too.
         self.process = subprocess.Popen(
             command,
@@ -163,12 +166,16 @@ class Child:
 
     def seconds(self, steps: int) -> float:
         """Of one step, the mean of some."""
-        return self._ask(str(steps))["seconds"] / steps
+        busy = busy_seconds()
+        turn = self._ask(str(steps))
+        others = busy_seconds() - busy - turn["cpu_seconds"]
+        self.others.append(max(others, 0.0) / turn["seconds"])
+        return turn["seconds"] / steps
 
     def summary(self, seconds: list[float]) -> dict[str, Any]:
         """All that is known of it; it ends."""
         low, median, high = quartiles(seconds)
-        about = self.about | self._ask("end") | {"seconds": seconds}
+        about = self.about | self._ask("end") | {"seconds": seconds, "other_cores": self.others}
         self.process.wait()
         return about | {"median": median, "low": low, "high": high}
 
@@ -209,6 +216,14 @@ def take_turns(children: dict[str, Child], options: argparse.Namespace) -> dict[
             time.sleep(0.2)  # the threads of the one before are still looking for work
             seconds[child.name].append(child.seconds(options.steps))
     return seconds
+
+
+def busy_seconds() -> float:
+    """What all processors together have worked since the machine started; 0 where that is not told."""
+    with contextlib.suppress(OSError):
+        user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:8])
+        return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -296,6 +311,11 @@ def report(record: dict[str, Any]) -> None:
             f"{name:20s} {median:10.1f} {low:8.1f} {high:8.1f} {found['peak_mb']:10.0f} "
             f"{found['build_peak_mb']:9.0f} {found['build_seconds']:11.1f}"
         )
+    others = statistics.mean(
+        share for found in record["contestants"].values() for share in found["other_cores"]
+    )
+    if others > DISTURBED:
+        print(f"{others:.1f} cores were busy with something else: measure again when the machine is quiet")
     for name, found in record["ratios"].items():
         for other, ratio in found["over"].items():
             mark = "  <- the fastest" if other == found["fastest"] else ""
@@ -351,9 +371,10 @@ def serve(options: argparse.Namespace) -> None:
             memory = {"peak_mb": peak_mb() if device is None else device, "build_peak_mb": build_peak}
             print(json.dumps(memory | {"host_peak_mb": peak_mb()}), file=channel, flush=True)
             break
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         contestant.run(int(line))
-        print(json.dumps({"seconds": time.perf_counter() - start}), file=channel, flush=True)
+        turn = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - worked}
+        print(json.dumps(turn), file=channel, flush=True)
 
 
 def peak_mb() -> float:

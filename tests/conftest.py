@@ -1,5 +1,6 @@
 """Shared pieces of the tests: the smallest run that is whole."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from forestgaps_jax.data import create_data, virtual_forest
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.types import Site
 
-# What one test has compiled, another test, worker or later run need not: half of the suite's time.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+# What one test has compiled, another test, worker, process or later run need not: half of the suite's time.
+CACHE = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # The same examples in every run: a change that lands is the one that was tested.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forestgaps_jax import evaluate, train
-from forestgaps_jax.compilation import CompileGuard, _described
+from forestgaps_jax import Callback, evaluate, train
+from forestgaps_jax.compilation import Compilation, CompileGuard, _described
 
 
 @jax.jit
@@ -102,3 +102,41 @@ def test_evaluation_tells_of_it_too(state, config, data, caplog):
 def test_a_training_of_several_epochs_compiles_its_steps_once(state, config, data, caplog):
     train(state, replace(config, epochs=3), data)
     assert "compiled again" not in caplog.text
+
+
+def test_the_first_call_tells_what_it_took_to_compile():
+    guard = CompileGuard(jax.jit(lambda tree: doubled(tree)), ("batch",))
+    guard(TREE)
+    assert guard.compilation is not None
+    assert guard.compilation.seconds > 0
+    assert not guard.compilation.cached
+    guard(TREE)
+    assert guard.compilation is None
+    other = CompileGuard(guard._function, ("batch",))
+    other(TREE)
+    assert other.compilation is None
+
+
+def test_what_it_took_is_read_at_a_glance():
+    assert str(Compilation(8.26, cached=False)) == "compiled in 8.3 s"
+    assert str(Compilation(1.2, cached=True)) == "loaded from the compilation cache in 1.2 s"
+
+
+def test_a_training_tells_once_what_its_step_took_to_compile(state, config, data, tmp_path, capsys):
+    class Watch(Callback):
+        def on_train_begin(self, logs=None):
+            self.seen = []
+
+        def on_batch_end(self, batch, logs=None):
+            self.seen.append(logs["compilation"])
+
+    # A loss of no other test, so that the step is compiled here.
+    config = replace(config, dice_smooth=0.123, name="run", runs_dir=str(tmp_path), vis_save_frequency=0)
+    config = replace(config, use_progress_bar=True, use_tensorboard=False)
+    train(state, config, data, [watch := Watch()])
+    first, *others = watch.seen
+    assert set(others) == {None}
+    told = f"the training step was {first}"
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("the training step was") == log.count(told) == 1
+    assert capsys.readouterr().out.splitlines()[0] == told

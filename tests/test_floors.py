@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,19 @@ def test_imports_point_down(path):
         assert floor(other) < floor(room(path)), f"{path.name} imports {other}"
 
 
+def modules_after(code: str) -> set[str]:
+    """What a new process has loaded after some code."""
+    code = f"import sys\n{code}\nprint('loaded', *sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.rpartition("loaded ")[2].split())
+
+
 def test_importing_the_library_loads_nothing_heavy():
-    code = "import sys, forestgaps_jax; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    names = {name.partition(".")[0] for name in loaded.split()}
-    assert not names & {
+    loaded = modules_after("from forestgaps_jax import *")
+    assert not {name.partition(".")[0] for name in loaded} & {
         "rasterio",
         "matplotlib",
+        "orbax",
         "tensorboardX",
         "tqdm",
         "tyro",
@@ -70,3 +77,29 @@ def test_importing_the_library_loads_nothing_heavy():
         "shapely",
         "pyogrio",
     }
+    assert not loaded & {"scipy.interpolate", "scipy.ndimage", "scipy.optimize", "scipy.special"}
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "report", "gaps", "replay"])
+def test_help_needs_no_jax(command):
+    code = f"""
+        import contextlib
+        from forestgaps_jax.cli import main
+        with contextlib.suppress(SystemExit):
+            main({[*command.split(), "--help"]})"""
+    loaded = modules_after(textwrap.dedent(code))
+    assert "forestgaps_jax.cli" in loaded
+    assert not loaded & {"jax", "flax", "numpy"}
+    assert ("tyro" in loaded) == bool(command)
+
+
+def test_every_public_name_is_where_the_library_looks_for_it():
+    import forestgaps_jax
+
+    homes = [name for names in forestgaps_jax._HOMES.values() for name in names]
+    assert sorted(homes) == sorted(forestgaps_jax.__all__)
+    assert {name for name in forestgaps_jax.__all__ if hasattr(forestgaps_jax, name)} == set(homes)
+    assert set(homes) < set(dir(forestgaps_jax))
+    assert forestgaps_jax.models.MODELS  # a room, without an import of its own
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = forestgaps_jax.trian

@@ -43,10 +43,10 @@ def write(
     path: Path, step: int, trees: dict[str, Any], info: dict[str, Any], score: float | None = None
 ) -> None:
     """Write a checkpoint beside where it belongs, and move it there when it is whole and on the disk."""
-    new, old = path.with_name(f"{path.name}.new"), former(path)
-    _refuse_full_disk(path.parent, trees)
     from orbax.checkpoint import v1 as ocp
 
+    new, old = path.with_name(f"{path.name}.new"), former(path)
+    _refuse_full_disk(path.parent, trees)
     context = ocp.Context()
     # Orbax's threads would wait minutes for a folder that could not be made.
     context.asynchronous.create_directories_asynchronously = False

@@ -177,6 +177,8 @@ def _first_whole(
 
 
 def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = None) -> Checkpoint:
+    from orbax.checkpoint import v1 as ocp
+
     record = read_record(path)
     if path.name.isdigit() and record["step"] != int(path.name):
         raise DamagedCheckpoint(f"{path} holds step {record['step']}")
@@ -187,8 +189,6 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
     targets: dict[str, Any] = {"state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)}
     if (path / "progress").is_dir():
         targets["progress"] = None
-    from orbax.checkpoint import v1 as ocp
-
     trees: dict[str, Any] = ocp.load_checkpointables(str(path), targets)
     restored = state_of(trees["state"], state)
     return Checkpoint(
