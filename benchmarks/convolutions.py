@@ -43,7 +43,8 @@ class Layer(NamedTuple):
     def __str__(self) -> str:
         _, height, width, channels = self.image
         size = f"{self.kernel[0]}x{self.kernel[1]}"
-        more = f"{f', stride {self.stride}' * (self.stride > 1)}{f', dilation {self.dilation}' * (self.dilation > 1)}"
+        steps = {"stride": self.stride, "dilation": self.dilation}
+        more = "".join(f", {name} {pixels}" for name, pixels in steps.items() if pixels > 1)
         return f"{height}x{width} px, {size}, {channels} to {self.kernel[3]}{more}"
 
 

@@ -146,33 +146,40 @@ def report(
     titles = ["layer", "times", "GFLOP a pass"]
     for library in libraries:
         titles += [f"{library}, ms", "share of the peak"]
-    rows = []
-    for layer, passes in layers.items():
-        row = [str(layer) + ("" if layer.dtype == config.precision else f", {layer.dtype}")]
-        row += [str(max(passes.counts.values())), f"{layer.flops / 1e9:.2f}"]
-        for library in libraries:
-            names = [way_name(library, layer, kind) for kind in KINDS if kind in passes.counts]
-            row.append(" / ".join(f"{1e3 * found[name][1]:.2f}" for name in names))
-            row.append(" / ".join(f"{layer.flops / found[name][1] / peak:.0%}" for name in names))
-        rows.append(row)
+    rows = [row_of(layer, passes, libraries, found, peak) for layer, passes in layers.items()]
     sums = {library: weighted(layers, library, found) for library in libraries}
     rows.append(sum_row(layers, sums, peak))
     told = ", ".join(f"{library} {value / 1e9:.0f}" for library, value in reached.items())
     print(f"peak of {config.precision} matrix products, GFLOP/s: {told}")
     print(f"times and shares: {' / '.join(KINDS)}; medians\n\n{markdown_table(titles, rows)}\n")
-    low, step, high = (1e3 * value for value in found[STEP])
-    convolutions = 1e3 * sum(sums[XLA].values())
-    print(
-        f"step {step:.1f} ms ({low:.1f} to {high:.1f}), its convolutions one by one {convolutions:.1f} ms, "
-    )
-    print(f"the rest {step - convolutions:.1f} ms")
+    report_step(found[STEP], sum(sums[XLA].values()), flops, peak)
+
+
+def report_step(
+    seconds: tuple[float, float, float], convolutions: float, flops: float | None, peak: float
+) -> None:
+    """Print what the whole step takes, and how much of it is not convolutions."""
+    low, step, high = (1e3 * value for value in seconds)
+    print(f"the step {step:.1f} ms ({low:.1f} to {high:.1f}): its convolutions one by one by XLA ", end="")
+    print(f"{1e3 * convolutions:.1f} ms, the rest {step - 1e3 * convolutions:.1f} ms")
     if flops is None:
         print("operations of the step: not told by the compiler")
     else:
-        rate = flops / found[STEP][1]
-        print(
-            f"the step's {flops / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s: {rate / peak:.0%} of the peak"
-        )
+        rate = flops / seconds[1]
+        print(f"{flops / 1e9:.2f} GFLOP a step, {rate / 1e9:.0f} GFLOP/s: {rate / peak:.0%} of the peak")
+
+
+def row_of(
+    layer: Layer, passes: Passes, libraries: list[str], found: dict[str, Any], peak: float
+) -> list[str]:
+    """One layer in the table; a dash for a pass that the step does not have."""
+    row = [f"{layer}, {layer.dtype}", str(max(passes.counts.values())), f"{layer.flops / 1e9:.3g}"]
+    for library in libraries:
+        medians = [found.get(way_name(library, layer, kind), [np.nan] * 3)[1] for kind in KINDS]
+        row.append(" / ".join(f"{1e3 * median:.2f}" for median in medians).replace("nan", "-"))
+        shares = " / ".join(f"{layer.flops / median / peak:.0%}" for median in medians)
+        row.append(shares.replace("nan%", "-"))
+    return row
 
 
 def weighted(layers: dict[Layer, Passes], library: str, found: dict[str, Any]) -> dict[str, float]:
