@@ -4,7 +4,8 @@ The roofline is the least time that a step can take: its operations at the measu
 products in its precision, or its memory traffic at the measured rate of adding 1 to a large array, whichever
 takes longer. Operations and bytes are those of the compiled step as XLA counts them; the bytes are what its
 kernels read and write, caches not thought of, so on a CPU the true traffic is less. The operations of the
-convolutions are counted from their shapes too, which is all there is where the compiler does not tell.
+convolutions are counted from their shapes too; the larger of both is taken, as XLA cannot look into all
+libraries that it calls.
 
 "handed over" is how long the host takes to dispatch a step: much less than a step takes, the device never
 waits for the host.
@@ -45,7 +46,7 @@ def main() -> None:
     print(f"training step of {options.model}, {size}, {options.precision}, on {device}")
     step = TrainingStep(config)
     found = measure(step, options.steps, options.rounds) | counted(step)
-    found |= roofline(found["flops"] or found["convolution_flops"], found["bytes"], found)
+    found |= roofline(max(found["flops"] or 0.0, found["convolution_flops"]), found["bytes"], found)
     report(found, config)
     if options.largest:
         found["largest"] = largest(config)

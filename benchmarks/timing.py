@@ -34,22 +34,31 @@ def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float
     return low, median, high
 
 
+def clocked(call: Callable[[], Any]) -> Callable[[], float]:
+    """A call that returns the seconds that it took."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return timed
+
+
 def take_turns(
-    ways: Mapping[str, Callable[[], float | None]], rounds: int, warm_up: int = 0
+    ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 0
 ) -> dict[str, list[float]]:
-    """Seconds of each way, round by round; every other round goes the other way round.
+    """What each way returns, round by round; every other round goes the other way round.
 
     Args:
-        ways: each returns its seconds, or None where the call as a whole is to be timed.
+        ways: each returns its seconds.
         rounds: turns of each that count.
         warm_up: rounds before them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
         for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
-            start = time.perf_counter()
-            told = ways[name]()
-            passed = time.perf_counter() - start if told is None else told
+            passed = ways[name]()
             if number >= warm_up:
                 seconds[name].append(passed)
     return seconds

@@ -10,7 +10,7 @@ OPERATIONS = ("Stream", "XLA Ops")
 
 
 def read_gaps(folder: Path) -> dict[str, float] | None:
-    """Of the first device in the newest trace in a folder, as `gaps` has it; None if it tells of no device."""
+    """`gaps` of the first device in the newest trace in a folder; None if it tells of no device."""
     files = sorted(folder.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
         if plane.name.startswith("/device:"):
