@@ -37,8 +37,13 @@ class Layer(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of one pass, forward or backward: a multiplication and an addition for each tap and channel."""
-        return 2 * int(np.prod(self.output)) * int(np.prod(self.kernel[:3]))
+        """Of one pass, forward or backward: a multiplication and an addition for each tap on a pixel.
+
+        Taps on the zeros around the image are left out, as XLA leaves them out of its counts.
+        """
+        sides = zip(self.image[1:3], self.kernel[:2], self.output[1:3], strict=True)
+        rows, columns = (_taps(*side, self.stride, self.dilation) for side in sides)
+        return 2 * self.image[0] * rows * columns * self.kernel[2] * self.kernel[3]
 
     def __str__(self) -> str:
         _, height, width, channels = self.image
@@ -46,6 +51,13 @@ class Layer(NamedTuple):
         steps = {"stride": self.stride, "dilation": self.dilation}
         more = "".join(f", {name} {pixels}" for name, pixels in steps.items() if pixels > 1)
         return f"{height}x{width} px, {size}, {channels} to {self.kernel[3]}{more}"
+
+
+def _taps(pixels: int, kernel: int, outputs: int, stride: int, dilation: int) -> int:
+    """Taps on pixels along one side, of all outputs together; half of the zeros stand before ("SAME")."""
+    zeros = max((outputs - 1) * stride + dilation * (kernel - 1) + 1 - pixels, 0)
+    places = np.arange(outputs)[:, None] * stride + np.arange(kernel) * dilation - zeros // 2
+    return int(np.sum((places >= 0) & (places < pixels)))
 
 
 @dataclass
@@ -92,9 +104,10 @@ def _is_jaxpr(value: Any) -> bool:
 
 def _read(equation: JaxprEqn) -> tuple[Layer, str]:
     """The layer and the kind of a convolution; jax's gradients swap axes, each in its own way."""
-    left, right, out = (var.aval.shape for var in (*equation.invars, *equation.outvars))
+    arrays: list[Any] = [var.aval for var in (*equation.invars, *equation.outvars)]
+    left, right, out = (array.shape for array in arrays)
     told, numbers = equation.params, equation.params["dimension_numbers"]
-    dtype = str(equation.invars[0].aval.dtype)
+    dtype = str(arrays[0].dtype)
     windows, left_holes, right_holes = (
         max(told[name]) for name in ("window_strides", "lhs_dilation", "rhs_dilation")
     )

@@ -75,12 +75,12 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def base(options: argparse.Namespace) -> dict[str, int]:
+def base(options: argparse.Namespace) -> dict[str, Any]:
     """The size that is varied."""
     return LARGE_BASE if options.large else BASE
 
 
-def sizes(options: argparse.Namespace) -> list[dict[str, int]]:
+def sizes(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The base, and each axis varied alone; no size twice."""
     axes = LARGE if options.large else SIZES
     varied = [{**base(options), axis: value} for axis, values in axes.items() for value in values]

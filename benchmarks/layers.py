@@ -3,7 +3,8 @@ r"""Where a training step goes, layer by layer, against what the machine can rea
 Each distinct convolution of the step is timed alone: forward, gradient of the input, gradient of the weights,
 by XLA with the options of the library, and by PyTorch with channels last where that is installed. All of
 them, the whole step, and large matrix products by both (the best of these is called the peak) take turns.
-Shares are of that peak. Sums weigh each layer by how often the step has it.
+Shares are of that peak, which a convolution can surpass by some percent. Sums weigh each layer by how often
+the step has it.
 
 A convolution alone is not what it is inside the step, where XLA may fuse what is around it: "the rest" is
 the measured step less the sum, and holds normalisation, activations, openings, loss, counts and optimizer.
@@ -15,7 +16,7 @@ Examples:
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,8 @@ from forestgaps_jax import Config
 from forestgaps_jax.compilation import compiler_options
 
 STEP = "step"
-XLA, TORCH = LIBRARIES = "XLA", "PyTorch"
+LIBRARIES: tuple[str, ...] = ("XLA", "PyTorch")
+XLA, TORCH = LIBRARIES
 Ways = dict[str, Callable[[], float]]
 
 
@@ -41,7 +43,7 @@ def main() -> None:
         features=options.features, depth=options.depth, precision="bfloat16" if options.bf16 else "float32",
     )  # fmt: skip
     layers = step_convolutions(config, random_batch(config))
-    libraries = [XLA] if options.no_torch or not has_torch() else list(LIBRARIES)
+    libraries = LIBRARIES[:1] if options.no_torch or not has_torch() else LIBRARIES
     step = TrainingStep(config)
     products = {XLA: matmul} | ({TORCH: torch_matmul} if TORCH in libraries else {})
     peaks = {library: product(config.precision) for library, product in products.items()}
@@ -136,7 +138,7 @@ def torch_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[
 def report(
     config: Config,
     layers: dict[Layer, Passes],
-    libraries: list[str],
+    libraries: Sequence[str],
     found: dict[str, tuple[float, float, float]],
     reached: dict[str, float],
     flops: float | None,
@@ -170,7 +172,7 @@ def report_step(
 
 
 def row_of(
-    layer: Layer, passes: Passes, libraries: list[str], found: dict[str, Any], peak: float
+    layer: Layer, passes: Passes, libraries: Sequence[str], found: dict[str, Any], peak: float
 ) -> list[str]:
     """One layer in the table; a dash for a pass that the step does not have."""
     row = [f"{layer}, {layer.dtype}", str(max(passes.counts.values())), f"{layer.flops / 1e9:.3g}"]
