@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES = {
-    "batch_size": ("batch size, tiles", 1, "proportional"),
-    "tile_size": ("side of a tile, px", 2, "proportional to pixels"),
-    "features": ("features, channels of the first level", 2, "proportional to weights"),
+    "batch_size": ("batch size, tiles", 1, "tiles"),
+    "tile_size": ("side of a tile, px", 2, "pixels"),
+    "features": ("features, channels of the first level", 2, "features squared"),
 }
-"""What is varied: its label, and the power of it that the work has where nothing else counts."""
+"""What is varied: its label, and the power of it that the work has where nothing else counts, in words."""
 QUANTITIES = {"seconds": "seconds a training step", "memory": "planned memory, GB"}
 COLOURS = ("#1b7837", "#d95f02", "#7570b3", "#666666")
 
@@ -121,7 +121,8 @@ def draw(found: Row) -> "Figure":
         for panel, axis in zip(row, AXES, strict=True):
             draw_panel(panel, found, axis, quantity)
         row[0].set_ylabel(QUANTITIES[quantity])
-    for panel, (label, _, _) in zip(grid[-1], AXES.values(), strict=True):
+    for above, panel, (label, _, words) in zip(*grid, AXES.values(), strict=True):
+        above.set_title(f"dotted: proportional to {words}", fontsize=9, color="0.35")
         panel.set_xlabel(label)
     grid[0, 0].legend(frameon=False, loc="upper left")
     size = found["base"]
@@ -138,9 +139,9 @@ def where(found: Row) -> str:
 
 def draw_panel(panel: "Axes", found: Row, axis: str, quantity: str) -> None:
     """One quantity against one axis, with a line of what is proportional to the work."""
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
-    _, power, words = AXES[axis]
+    power = AXES[axis][1]
     values: list[int] = []
     for model, colour in zip(models_of(found), COLOURS, strict=False):
         rows = along(found, model, axis)
@@ -157,9 +158,10 @@ def draw_panel(panel: "Axes", found: Row, axis: str, quantity: str) -> None:
                 alpha=0.2,
             )
         guide = [medians[-1] * (value / values[-1]) ** power for value in values]
-        panel.plot(values, guide, ":", color="0.55", linewidth=1.2, zorder=0, label=words if model else None)
+        panel.plot(values, guide, ":", color="0.55", linewidth=1.2, zorder=0)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.set_xticks(values, [str(value) for value in values])
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(which="major", color="0.9", linewidth=0.8)
