@@ -1,7 +1,13 @@
 """A tile at a finer pixel than that of its site."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_UNKNOWN = 1e30
+"""Stands for a height that is not known: of any share of it more than `_HIGHEST` is left."""
+
+_HIGHEST = 1e9
 
 
 def zoom(
@@ -16,16 +22,15 @@ def zoom(
         first: row and column of the first new pixel's centre, from 0 to (size - 1) (1 - factor).
         factor: side of the new pixels in old ones, 0 to 1.
     """
-    rows, columns = first[:, None] + factor * jnp.arange(tile.shape[0])
-    # Whole rows, then whole columns: accelerators are slow at fetching pixels one by one.
-    return _rows_at(_rows_at(tile, rows).swapaxes(0, 1), columns).swapaxes(0, 1)
+    size, highest = tile.shape[0], jax.lax.Precision.HIGHEST
+    rows, columns = (_weights(start + factor * jnp.arange(size), size) for start in first)
+    layers = jnp.nan_to_num(jnp.moveaxis(tile, -1, 0), nan=_UNKNOWN)
+    # Products of matrices are much faster than to fetch four pixels for each.
+    zoomed = jnp.matmul(jnp.matmul(rows, layers, precision=highest), columns.T, precision=highest)
+    return jnp.moveaxis(jnp.where(zoomed > _HIGHEST, jnp.nan, zoomed), 0, -1)
 
 
-def _rows_at(
-    tile: Float[Array, "size width channels"], centres: Float[Array, " size"]
-) -> Float[Array, "size width channels"]:
-    last = tile.shape[0] - 1
-    centres = jnp.clip(centres, 0, last)
-    above = centres.astype(jnp.int32)
-    share = (centres - above)[:, None, None]
-    return (1 - share) * tile[above] + share * tile[jnp.minimum(above + 1, last)]
+def _weights(place: Float[Array, " size"], size: int) -> Float[Array, "size size"]:
+    """Of the pixels around each place, which is in the tile but for rounding."""
+    place = jnp.clip(place, 0, size - 1)
+    return jnp.maximum(1.0 - jnp.abs(place[:, None] - jnp.arange(size)), 0.0)
