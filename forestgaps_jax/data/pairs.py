@@ -76,7 +76,7 @@ def find_pairs(where: FilePath) -> list[NamedPair]:
 
 
 def with_pairs(config: Config) -> Config:
-    """The settings with what ``sites`` names written out as ``dsm``, ``chm``, ``site_names``, ``site_weights``.
+    """The settings with what ``sites`` names as ``dsm``, ``chm``, ``site_names`` and ``site_weights``.
 
     Pairs that ``dsm`` and ``chm`` list come first. A pair without a weight has 1 where others have one.
 

@@ -23,6 +23,7 @@ from forestgaps_jax.data.tiff import LeftOut
 from forestgaps_jax.types import Grid
 
 _SLACK = 0.01  # of a pixel that the two grids of a pair may be apart
+_CACHE = 128 * 2**20  # bytes of decoded blocks; GDAL's own default is a twentieth of the machine
 _MOST_OPEN = 32  # files of a thread; systems allow a process some 1000
 
 
@@ -141,6 +142,8 @@ class WindowReader:
 
     def _opened(self, file: HeightFile) -> HeightFile:
         if not hasattr(self._local, "opened"):
+            # For the whole process, until it ends: GDAL keeps what its threads have read in one place.
+            import_rasterio().Env(GDAL_CACHEMAX=_CACHE).__enter__()
             # What falls out is closed: nothing else holds it.
             self._local.opened = lru_cache(_MOST_OPEN)(_open_again)
         return self._local.opened(file)
