@@ -24,8 +24,8 @@ def load_sites(config: Config) -> list[Site]:
 
     Raises:
         OSError: a raster is missing, or what ``sites`` names.
-        ValueError: files in ``sites`` that are no pairs; or a raster that cannot be read as heights, or is too
-            small or too coarse for a terrain.
+        ValueError: files in ``sites`` that are no pairs; or a raster that cannot be read as heights, or is
+            too small or too coarse for a terrain.
     """
     config = with_pairs(config)
     names = config.site_names or [""] * len(config.dsm)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import repeat
 from os import PathLike
 from typing import Any
 
@@ -96,11 +95,18 @@ def own_share() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+def open_pairs(config: Config) -> tuple[Pair, ...]:
+    """The pairs of settings, looked at without reading a pixel; errors are those of `stream`."""
+    config = with_pairs(config)
+    names = config.site_names or [""] * len(config.dsm)
+    return tuple(map(_open, zip(config.dsm, config.chm, names, strict=True)))
+
+
 def _opened(pairs: Pairs, config: Config) -> tuple[tuple[Pair, ...], Sequence[float]]:
     """The pairs, looked at, and their weights, if there are any."""
     if isinstance(pairs, str | PathLike):
         config = with_pairs(replace(config, dsm=(), chm=(), chm_only=(), site_names=(), sites=(str(pairs),)))
-        pairs = list(zip(config.dsm, config.chm, config.site_names or repeat(""), strict=False))
+        pairs = open_pairs(config)
     if not pairs:
         raise ValueError("pairs is empty: give one (DSM path, CHM path) or more")
     return tuple(pair if isinstance(pair, Pair) else _open(pair) for pair in pairs), config.site_weights

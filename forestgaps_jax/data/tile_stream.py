@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.augment import Augmentation
@@ -90,6 +91,15 @@ class TileStream:
     def epoch(self, number: int) -> "TileEpoch":
         """The batches of an epoch, counted from 0."""
         return TileEpoch(self, number)
+
+    def read(
+        self, numbers: Sequence[int]
+    ) -> tuple[Float32[np.ndarray, "tiles size size 2"], Float32[np.ndarray, " tiles"]]:
+        """DSM and CHM of some of the places, metres, as they are, and the sides of their pixels, metres."""
+        read = TileReader(self.pairs, self.places, self.config.tile_size)
+        tiles = [read(number, self.config.thresholds[0]) for number in numbers]
+        resolution = np.array([tile.resolution for tile in tiles], np.float32)
+        return np.stack([tile.heights for tile in tiles]), resolution
 
     def describe(self, number: int) -> str:
         """One of the places, as file, row and column."""
