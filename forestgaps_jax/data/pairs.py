@@ -58,14 +58,15 @@ def find_pairs(where: FilePath) -> list[NamedPair]:
     """
     path, text = Path(where), str(where)
     if path.is_dir():
-        found = (file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
-        return _paired(sorted(file for file in found if file.is_file()), text, len(path.parts))
+        return _paired(_geotiffs(path.rglob("*")), text, len(path.parts))
     if path.is_file() and path.suffix.lower() in (".csv", ".json"):
         return _read_manifest(path)
     if _GLOB.search(text) and not path.exists():
-        files = [Path(file) for file in sorted(glob.glob(text, recursive=True)) if Path(file).is_file()]
+        files = _geotiffs(map(Path, glob.glob(text, recursive=True)))
         if not files:
-            raise FileNotFoundError(f"{text}: no file matches; * matches within a folder, ** across folders")
+            raise FileNotFoundError(
+                f"{text}: no GeoTIFF (.tif, .tiff) matches; * matches within a folder, ** across folders"
+            )
         return _paired(files, text, 0)
     if path.exists():
         raise ValueError(
@@ -103,6 +104,10 @@ def with_pairs(config: Config) -> Config:
     expanded = replace(config, sites=(), **written)
     expanded.validate()
     return expanded
+
+
+def _geotiffs(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
 def _paired(files: Sequence[Path], where: str, root: int) -> list[NamedPair]:
