@@ -8,7 +8,7 @@ included, while one shuffled, augmented epoch over all of them is read, put on t
 "growth" is the most after the first quarter of the epoch above the most within it.
 
 "Step" is a training step of a small unet_film on the tiles of the first pair: from the stream, from the
-sampler that holds the same pair on the device, and on one fixed batch; they take turns, a new epoch each round.
+sampler that holds the same pair on the device, and on one fixed batch; they take turns, an epoch each round.
 "stall" is the share of the stream's step that the fixed batch does not take. Files were just written, so the
 system may have them in its cache: a disk that is slower than 8 * pixels bytes a step adds to it.
 """
