@@ -110,6 +110,10 @@ class TileStream:
         """The same tiles at other thresholds, metres."""
         return replace(self, config=replace(self.config, thresholds=thresholds))
 
+    def whole(self) -> "TileStream":
+        """The same batches for this process alone, on its default device."""
+        return replace(self, share=(0, 1), put=jax.device_put)
+
     def order(self, epoch: int) -> Order:
         """From the number of a tile's turn in an epoch to its place; all processes have the same."""
         if not self.shuffle:

@@ -15,6 +15,7 @@ from forestgaps_jax.data import create_data, create_stream, find_pairs, read_sit
 from forestgaps_jax.data.ground import Rectangle
 from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.data.windows import open_pair
+from forestgaps_jax.statistics import gap_shares
 from tests.data.test_rasters import LEFT, TOP
 from tests.data.test_stream import write_pair
 
@@ -177,6 +178,12 @@ def test_a_place_in_an_epoch_is_the_same_for_any_number_of_processes(tmp_path, c
     again = stream([pair], config).epoch(0)
     again.set_state(states[0])
     np.testing.assert_array_equal(parts_of(next(again))[0], expected)
+
+
+def test_all_processes_count_the_same_gaps(tmp_path, config):
+    pair = write_pair(tmp_path)
+    expected = gap_shares(stream([pair], config), config.thresholds)
+    assert gap_shares(stream([pair], config, share=(1, 2)), config.thresholds) == expected
 
 
 @pytest.mark.parametrize(
