@@ -6,14 +6,11 @@ Networks of two sizes, each trained for one epoch by all three ways in turn; med
 seconds, compiled before. The members differ in seed and learning rate.
 """
 
-import argparse
-import json
-import time
 from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
+from timing import clocked, parser_of, quartiles, take_turns, write_record
 
 from forestgaps_jax import Config, Data, create_state, train, train_many
 from forestgaps_jax.data import create_data, virtual_forest
@@ -26,12 +23,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", metavar="FILE")
+    parser = parser_of(__doc__, rounds=3)
+    parser.add_argument("--members", type=int, default=8, help="networks to train (8)")
     options = parser.parse_args()
     results = {name: compare(settings, options.members, options.rounds) for name, settings in SIZES.items()}
     for name, ways in results.items():
@@ -39,15 +32,11 @@ def main() -> None:
             f"{way} {low:.2f}-{middle:.2f}-{high:.2f} s" for way, (low, middle, high) in ways.items()
         )
         print(f"{name}, {options.members} members: {told}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(
-                {"quartiles": results, "members": options.members, "device": jax.devices()[0].device_kind},
-                file,
-            )
+    device = jax.devices()[0].device_kind
+    write_record(options.json, {"quartiles": results, "members": options.members, "device": device})
 
 
-def compare(settings: dict[str, Any], members: int, rounds: int) -> dict[str, list[float]]:
+def compare(settings: dict[str, Any], members: int, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Quartiles of the seconds of an epoch, each way."""
     config = Config(
         model_name="unet_film", opening_windows=(5, 9), epochs=1, split_buffer=0.0, val_fraction=0.0,
@@ -62,14 +51,9 @@ def compare(settings: dict[str, Any], members: int, rounds: int) -> dict[str, li
         "in turns": lambda: train_many(states, configs, data, vectorized=False),
         "one program": lambda: train_many(states, configs, data, vectorized=True),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for way, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if number:  # the first compiles
-                seconds[way].append(time.perf_counter() - start)
-    return {way: np.percentile(values, (25, 50, 75)).tolist() for way, values in seconds.items()}
+    timed = {way: clocked(run) for way, run in ways.items()}
+    seconds = take_turns(timed, rounds, warm_up=1)  # the first compiles
+    return {way: quartiles(values) for way, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ printed. For the network and tiles of configs/general.toml, in float32, on one b
   weights, where the device has next to nothing to do.
 """
 
-import argparse
-import json
-import platform
 import time
 from dataclasses import replace
 from typing import Any
@@ -21,7 +18,7 @@ from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from timing import parser_of, quartiles, write_record
 
 from forestgaps_jax import Config, Data, create_state, train
 from forestgaps_jax.compilation import compiler_options
@@ -33,16 +30,12 @@ from forestgaps_jax.steps import make_train_step, train_step
 from forestgaps_jax.totals import Totals
 
 STEPS = 5
+Quartiles = tuple[float, float, float]
 HEIGHTS = tuple(float(height) for height in range(2, 34, 2))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    options = parser_of(__doc__, rounds=9).parse_args()
     general = Config.from_toml("configs/general.toml", val_fraction=0.0, test_fraction=0.0)
     results = {
         "metrics": ratio(Step(general), Step(general, metrics=False), options.rounds),
@@ -51,10 +44,8 @@ def main() -> None:
     }
     for name, (low, middle, high) in results.items():
         print(f"{name:12s} {middle:.3f} ({low:.3f} to {high:.3f})")
-    if options.json:
-        machine = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "host": platform.machine()}
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"quartiles": results, "rounds": options.rounds, **machine}, file, indent=1)
+    device = jax.devices()[0].device_kind
+    write_record(options.json, {"quartiles": results, "rounds": options.rounds, "device": device})
 
 
 class Step:
@@ -81,12 +72,12 @@ class Step:
         return time.perf_counter() - start
 
 
-def ratio(dear: Step, cheap: Step, rounds: int) -> list[float]:
+def ratio(dear: Step, cheap: Step, rounds: int) -> Quartiles:
     """Quartiles of the ratio of their times."""
     return quartiles([dear.seconds() / cheap.seconds() for _ in range(rounds)])
 
 
-def loop(rounds: int) -> list[float]:
+def loop(rounds: int) -> Quartiles:
     """Quartiles of the microseconds a step that `train` takes beyond its compiled step."""
     config = Config(
         epochs=1, batch_size=1, tile_size=16, augment=False, split_buffer=0.0, val_fraction=0.0,
@@ -119,10 +110,6 @@ def two_weights(
 ) -> Any:
     """A model with next to nothing to compute."""
     return params["w"] * dsm + params["b"] * threshold[:, None, None, None], model_state
-
-
-def quartiles(values: list[float]) -> list[float]:
-    return np.percentile(values, (25, 50, 75)).tolist()
 
 
 if __name__ == "__main__":

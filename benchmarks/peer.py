@@ -9,7 +9,7 @@ precision: below 1, we are faster.
 Contestants:
     ours           forestgaps_jax as its users run it: one compiled step, its own sampler in end-to-end
     eager          PyTorch without further thought
-    channels_last  the same with channels last in memory and the fused AdamW
+    channels_last  the same with channels last in memory, the fused AdamW, and a malloc that keeps memory
     compile        the same with torch.compile
     max-autotune   the same with its mode of that name: CUDA graphs on a GPU, constant weights in inference
     habits         eager, and every metric of every sample goes to the host in every step (training only)
@@ -53,6 +53,13 @@ NAMES = (*PLAIN, *(f"{name}-bf16" for name in PLAIN))
 COMPARABLE = ("what", "batch", "tile", "features", "depth")
 THRESHOLDS = (5.0, 10.0, 15.0, 20.0)
 SITES = 4
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+"""Makes glibc keep what is freed, as the allocators do that PyTorch's guide to CPUs recommends: else the
+kernel clears every large tensor anew, a quarter of a step of 8 x 256 px."""
 DISTURBED = 0.2
 """Cores that others keep busy, from which times are not to be trusted (workers that load data are others)."""
 
@@ -160,7 +167,9 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=errors.open("w"),
             text=True,
-            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            env=os.environ
+            | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            | (KEEP_MEMORY if tuned(name) else {}),
         )
         self.about = self._answer()
 
@@ -234,6 +243,11 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def rival(name: str, other: str) -> bool:
     """Whether these are ours and PyTorch's, of one precision."""
     return is_ours(name) and not is_ours(other) and name.endswith("-bf16") == other.endswith("-bf16")
+
+
+def tuned(name: str) -> bool:
+    """Whether this is PyTorch of someone who tunes it."""
+    return not name.startswith(("ours", "eager", "habits"))
 
 
 def is_ours(name: str) -> bool:

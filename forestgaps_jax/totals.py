@@ -39,15 +39,22 @@ def decide(logits: Array, batch: Batch, thresholds: Listed) -> Decisions:
 
 
 def decide_heights(heights: Array, batch: Batch, thresholds: Listed) -> Decisions:
-    """The decisions of canopy heights (m) ``[batch, height, width, 1]`` at every listed threshold."""
-    count, listed = len(thresholds), jnp.asarray(thresholds, jnp.float32)[:, None, None, None, None]
-    shape = (count * heights.shape[0], *heights.shape[1:])
-    valid = jnp.broadcast_to(jnp.asarray(batch.counted), (count, *heights.shape))
+    """The decisions of canopy heights (m) ``[batch, height, width, 1]`` at every listed threshold.
+
+    Tile by tile, as `Batch.by_threshold`: a batch that is divided among devices stays where it is.
+    """
+    size, count = heights.shape[0], len(thresholds)
+    listed = jnp.asarray(thresholds, jnp.float32)[:, None, None, None]
+
+    def each(images: Array) -> Array:
+        return images.reshape(size * count, *images.shape[2:])
+
+    valid = jnp.broadcast_to(jnp.asarray(batch.counted)[:, None], (size, count, *heights.shape[1:]))
     return Decisions(
-        (heights[None] < listed).reshape(shape),
-        (jnp.asarray(batch.chm)[None] < listed).reshape(shape),
-        valid.reshape(shape),
-        jnp.repeat(jnp.arange(count), heights.shape[0]),
+        each(heights[:, None] < listed),
+        each(jnp.asarray(batch.chm)[:, None] < listed),
+        each(valid),
+        jnp.tile(jnp.arange(count), size),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -189,7 +190,9 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
     targets: dict[str, Any] = {"state": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)}
     if (path / "progress").is_dir():
         targets["progress"] = None
-    trees: dict[str, Any] = ocp.load_checkpointables(str(path), targets)
+    # In a thread of its own no signal finds Orbax at work, which would take it for a broken checkpoint.
+    with ThreadPoolExecutor(1) as reader:
+        trees: dict[str, Any] = reader.submit(ocp.load_checkpointables, str(path), targets).result()
     restored = state_of(trees["state"], state)
     return Checkpoint(
         restored,

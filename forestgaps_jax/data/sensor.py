@@ -54,13 +54,15 @@ def add_pits(
         share: of the pixels above 2 m.
         key: which, and how deep.
     """
-    place, depth = jax.random.uniform(key, (2, *dsm.shape))
+    # 16 bits each, of one draw.
+    bits = jax.random.bits(key, dsm.shape)
+    place, depth = (bits >> 16) / 2**16, (bits & 0xFFFF) / 2**16
     return jnp.where((chm > _CROWN) & (place < share), dsm - depth * chm, dsm)
 
 
 def noise(size: int, resolution: Float[Array, ""], key: PRNGKeyArray) -> Float[Array, "size size"]:
     """Vertical noise of standard deviation 1: white, and correlated over 10 m, in equal parts of variance."""
-    white, other = jax.random.normal(key, (2, size, size))
+    white, other = _nearly_normal(key, (2, size, size))
     return (white + correlated(other, _CORRELATED / resolution)) * jnp.sqrt(0.5)
 
 
@@ -75,8 +77,15 @@ def blobs(
         share: of the pixels, below 1; met to a few pixels.
         key: which pixels.
     """
-    field = correlated(jax.random.normal(key, (size, size)), scale)
+    field = correlated(_nearly_normal(key, (size, size)), scale)
     return field < _level(field, share)
+
+
+def _nearly_normal(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Mean 0 and deviation 1, from -3.45 to 3.45: the sum of four bytes, much faster than a true normal."""
+    bits = jax.random.bits(key, shape)
+    total = sum((bits >> shift) & 0xFF for shift in (0, 8, 16, 24))
+    return (total.astype(jnp.float32) - 510.0) / jnp.sqrt((2**16 - 1) / 3)
 
 
 def _level(field: Float[Array, "size size"], share: Float[Array, ""]) -> Float[Array, ""]:
@@ -116,10 +125,10 @@ def _both_ways(weights: Float[Array, "size size"], x: Float[Array, "size size"])
 def _spread(x: Float[Array, "size size"], reach: Int[Array, ""]) -> Float[Array, "size size"]:
     """The highest value within ``reach`` rows and columns."""
 
-    def once(_: Array, x: Array) -> Array:
-        return _step(_step(x).T).T
+    def down(x: Array) -> Array:
+        return jax.lax.fori_loop(0, jnp.minimum(reach, x.shape[0]), lambda _, x: _step(x), x)
 
-    return jax.lax.fori_loop(0, jnp.minimum(reach, x.shape[0]), once, x)
+    return down(down(x).T).T
 
 
 def _step(x: Float[Array, "size size"]) -> Float[Array, "size size"]:

@@ -28,6 +28,8 @@ class Conv(nnx.Module):
         use_bias: add a bias.
         spectral_norm: divide the kernel.
         dtype: what is computed in; parameters are float32.
+        exact: compute in float32, and multiply in it: by default TPUs round the factors to bfloat16, whatever
+            their type, and GPUs to TF32.
         rngs: the ``params`` stream initialises the weights.
 
     Source: Miyato et al. 2018, Spectral Normalization for GANs, arXiv:1802.05957.
@@ -44,9 +46,11 @@ class Conv(nnx.Module):
         use_bias: bool = False,
         spectral_norm: bool = False,
         dtype: Any = jnp.float32,
+        exact: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.stride, self.dilation, self.dtype = stride, dilation, dtype
+        self.stride, self.dilation = stride, dilation
+        self.dtype, self.exact = jnp.float32 if exact else dtype, exact
         self.kernel = nnx.Param(he_normal(rngs.params(), (size, size, channels_in, channels)))
         self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (channels,))) if use_bias else None
         start = he_normal(rngs.params(), (channels,)) if spectral_norm else None
@@ -66,6 +70,7 @@ class Conv(nnx.Module):
             "SAME",
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST if self.exact else None,
         )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 

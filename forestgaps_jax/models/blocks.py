@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -41,8 +40,7 @@ class ConvBlock(nnx.Module):
         entry: bool = False,
         dilation: int = 1,
     ):
-        first = {"dtype": jnp.float32} if entry else {}
-        self.conv1 = layers.conv(channels_in, channels, 3, dilation=dilation, **first)
+        self.conv1 = layers.conv(channels_in, channels, 3, dilation=dilation, exact=entry)
         self.norm1 = layers.normalize(channels)
         self.conv2 = layers.conv(channels, channels, 3, dilation=dilation)
         self.norm2 = layers.normalize(channels)
@@ -86,8 +84,7 @@ class ResidualBlock(ConvBlock):
     ):
         super().__init__(channels_in, channels, layers, entry=entry, **options)
         project = channels_in != channels
-        first = {"dtype": jnp.float32} if entry else {}
-        self.project = layers.conv(channels_in, channels, 1, **first) if project else None
+        self.project = layers.conv(channels_in, channels, 1, exact=entry) if project else None
         self.norm = layers.normalize(channels) if project else None
 
     def __call__(

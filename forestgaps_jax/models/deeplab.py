@@ -123,7 +123,7 @@ class DeepLabV3Plus(Network):
         )
         self.low_level = (depth + 1) // 2
         # An even kernel is centred on the 2x2 squares that `halve` and `double` keep.
-        self.stem = layers.conv(1 + len(opening_windows), features, 6, stride=2, dtype=jnp.float32)
+        self.stem = layers.conv(1 + len(opening_windows), features, 6, stride=2, exact=True)
         self.norm_stem = layers.normalize(features)
 
         def stage(number: int) -> ResidualBlock:
@@ -135,7 +135,7 @@ class DeepLabV3Plus(Network):
         self.low = layers.conv(stages[self.low_level - 1], features, 1)
         self.norm_low = layers.normalize(features)
         self.decoder = ConvBlock(pyramid + features, pyramid, layers, share=1 / (len(stages) - 1))
-        self.head = layers.conv(pyramid, 1, 1, use_bias=True, dtype=jnp.float32)
+        self.head = layers.conv(pyramid, 1, 1, use_bias=True, exact=True)
 
     def __call__(
         self,

@@ -16,7 +16,8 @@ class ThresholdEmbedding(nnx.Module):
     """A small perceptron from scaled threshold and pixel size ``[batch]`` to a vector ``[batch, width]``."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(2, width, kernel_init=he_normal, rngs=rngs)
+        # Thresholds are heights: the factors of a TPU's default would be decimetres off.
+        self.hidden = nnx.Linear(2, width, kernel_init=he_normal, precision="highest", rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=he_normal, rngs=rngs)
 
     def __call__(

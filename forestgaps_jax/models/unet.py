@@ -98,7 +98,7 @@ class UNet(Network):
         gates = [AttentionGate(channels[i], channels[i + 1], layers) for i in range(depth)]
         self.gates = nnx.List(gates) if attention else None
         self.decoder = nnx.List([make(2 * channels[level], level) for level in range(depth)])
-        self.head = layers.conv(features, self.outputs, 1, use_bias=True, dtype=jnp.float32)
+        self.head = layers.conv(features, self.outputs, 1, use_bias=True, exact=True)
 
     @property
     def inputs(self) -> int:

@@ -1,0 +1,66 @@
+"""A process of eight CPU devices: what they tell each other in a training step; one line of JSON.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.divided
+"""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from forestgaps_jax import create_state
+from forestgaps_jax.data import create_data, virtual_forest
+from forestgaps_jax.models import create_model_from_config
+from forestgaps_jax.recipe import make_recipe
+from forestgaps_jax.steps import predicts_heights, train_step
+from forestgaps_jax.totals import Totals
+from forestgaps_jax.types import Sampler
+from tests.conftest import TINY
+from tests.hlo import collectives, tiles_convolved
+
+DEVICES = 8
+GROUND = replace(TINY, batch_size=DEVICES, model_name="unet_ground", thresholds_per_tile=2)
+CASES = {
+    "batch": (GROUND, "batch"),
+    "sampler": (replace(GROUND, augment_resolution=0.5, augment_relief=5.0), "sampler"),
+    "heights": (replace(TINY, batch_size=DEVICES, model_name="unet_regression", loss_type="mse"), "batch"),
+    "unet_film": (replace(TINY, batch_size=DEVICES), "batch"),
+}
+
+
+def compiled(config, kind: str, whole: bool = False) -> str:
+    """HLO of a step on a mesh; ``whole``: of one that gives back the batch it made, on every device."""
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+    everywhere, divided = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    sampler = create_data([virtual_forest(1, (64, 80), slope=20.0)], config).train
+    state = create_state(create_model_from_config(config), config)
+    recipe = make_recipe(config, sampler.steps_per_epoch)
+    source = sampler if kind == "sampler" else jax.eval_shape(sampler.sample, jnp.int32(0))
+    totals = Totals.zeros(config.thresholds, training=True, heights=predicts_heights(recipe.loss))
+
+    def step(state, totals, source):
+        if isinstance(source, Sampler):
+            source = jax.lax.with_sharding_constraint(source.sample(state.step), divided)
+        return train_step(recipe)(state, totals, source), source.dsm if whole else None
+
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, totals, source))
+    shardings = (everywhere, everywhere, everywhere if kind == "sampler" else divided)
+    return jax.jit(step, in_shardings=shardings, out_shardings=everywhere).lower(*shapes).compile().as_text()
+
+
+def told(text: str) -> dict:
+    """Ways in which devices tell each other things, the largest thing, and a device's tiles."""
+    found = collectives(text)
+    return {
+        "ways": Counter(way for way, _ in found),
+        "largest": max(elements for _, elements in found),
+        "tiles": tiles_convolved(text),
+    }
+
+
+if __name__ == "__main__":
+    cases = {name: told(compiled(*case)) for name, case in CASES.items()}
+    print(json.dumps(cases | {"gathering": told(compiled(*CASES["batch"], whole=True))}))
