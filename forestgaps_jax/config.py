@@ -205,8 +205,11 @@ class Config(Settings, metaclass=_Checked):
             raise ValueError(
                 f"{len(self.dsm)} DSM and {len(self.chm)} CHM rasters given: each DSM needs its CHM"
             )
+        if self.site_names and not self.sites and len(self.site_names) != len(self.dsm):
+            raise ValueError(f"site_names = {self.site_names}: must be one for each of {len(self.dsm)} dsm")
         rasters = len(self.dsm) + len(self.chm_only)
-        if self.site_weights and rasters and len(self.site_weights) != rasters:
+        # How many sites names is known where they are looked for.
+        if self.site_weights and rasters and not self.sites and len(self.site_weights) != rasters:
             raise ValueError(
                 f"site_weights = {self.site_weights}: must be one for each of {len(self.dsm)} dsm and "
                 f"{len(self.chm_only)} chm_only"

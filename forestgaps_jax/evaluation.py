@@ -15,7 +15,7 @@ from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
-from forestgaps_jax.data.stream import TileStream
+from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.in_flight import InFlight
 from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.metrics import GapScores, merge_metrics

@@ -1,7 +1,6 @@
 """A run from its settings to its folder: read, train, score, draw."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from forestgaps_jax import checkpoint, figures
 from forestgaps_jax.callbacks import Monitor
 from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
+from forestgaps_jax.data import access
 from forestgaps_jax.data.ground import refuse_shared_ground
+from forestgaps_jax.data.pairs import with_pairs
 from forestgaps_jax.data.sampler import TileSampler
-from forestgaps_jax.data.sources import create_data, evaluation_sampler, load_sites
 from forestgaps_jax.inference.comparison import format_table, mean_iou_over_thresholds, score_baselines
 from forestgaps_jax.inference.loading import load_run
 from forestgaps_jax.loop import evaluate, predict, train
@@ -26,7 +26,7 @@ from forestgaps_jax.models import create_model_from_config, parameter_count
 from forestgaps_jax.models.registry import REGRESSION_LOSSES
 from forestgaps_jax.run_folder import differing_settings, find_run, held, new_run_folder
 from forestgaps_jax.state import TrainState, create_state
-from forestgaps_jax.types import Site
+from forestgaps_jax.types import BatchSource, Site
 
 Scores = dict[str, dict[str, Any]]
 """Metrics by the predictor's name: model, grey_opening, all_gap."""
@@ -34,7 +34,7 @@ Scores = dict[str, dict[str, Any]]
 _VIRTUAL = {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
 _VIRTUAL |= {"virtual_closure", "virtual_height"}
 _SPLIT = {"seed", "tile_size", "tile_overlap", "min_valid_fraction", "block_size", "split_buffer"}
-_SPLIT |= {"val_fraction", "test_fraction"}
+_SPLIT |= {"val_fraction", "test_fraction", "stream"}
 _MODEL = {"model_name", "features", "depth", "norm", "height_scale", "spectral_norm"}
 _MODEL |= {"detrend", "opening_windows"}
 
@@ -62,8 +62,8 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
     model = create_model_from_config(config)
     state = create_state(model, config)
     Monitor(config.monitor_metric, config.monitor_mode)
-    sites = load_sites(config)
-    data = create_data(sites, config)
+    config, sites = access.open_sites(config)
+    data = access.split(sites, config)
     print(_describe(sites, data.train, config, model))
     folder = _run_folder(config, resume)
     with held(folder):
@@ -73,7 +73,6 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
             raise OSError(f"the end of the training could not be written to {folder}: make room and go on")
         if data.test is None:
             return folder, {}
-        assert isinstance(data.test, TileSampler)
         state = checkpoint.restore(folder / "checkpoints", state, "best").state
         return folder, _score(state, config, sites, data.test, folder, "test")
 
@@ -109,62 +108,60 @@ def run_evaluation(folder: str | Path, config: Config, which: Literal["best", "l
         ValueError: settings that would make the scores meaningless: another network, or data that trained.
     """
     folder, trained = Path(folder), Config.from_toml(Path(folder) / "config.toml")
-    config = _without_what_else_trained(_with_absolute_paths(config), trained)
+    config = _without_what_else_trained(_with_absolute_paths(_of_sites_alone(config, trained)), trained)
     config.validate()
     use_cache(config.compilation_cache_dir)
     own = _is_own_data(config, trained)
-    sites = load_sites(config)
+    config, sites = access.open_sites(replace(config, stream=_stream_to_score(config, trained, own)))
     if not own:
-        refuse_shared_ground(load_sites(trained), sites)
+        refuse_shared_ground(access.reopen(trained), sites)
     state, _ = load_run(folder, which, config)
     if not own:
-        sampler = evaluation_sampler(sites, config)
-        return _score(state, config, sites, sampler, folder, "evaluation", "tiles of other ground")
-    sampler = create_data(sites, config).test
-    if sampler is None:
+        tiles = access.all_of(sites, config)
+        return _score(state, config, sites, tiles, folder, "evaluation", "tiles of other ground")
+    tiles = access.split(sites, config).test
+    if tiles is None:
         raise ValueError("the run kept no test tiles (test_fraction = 0): name rasters with --dsm and --chm")
-    assert isinstance(sampler, TileSampler)
-    return _score(state, config, sites, sampler, folder, "evaluation")
+    return _score(state, config, sites, tiles, folder, "evaluation")
 
 
 def _score(
     state: TrainState,
     config: Config,
-    sites: Sequence[Site],
-    sampler: TileSampler,
+    sites: access.Grounds,
+    source: BatchSource,
     folder: Path,
     name: str,
     kind: str = "test tiles, which training never saw",
 ) -> Scores:
+    assert isinstance(source, access.Tiles)
     scores = {
-        "model": evaluate(state, config, sampler),
-        **score_baselines(sites, np.asarray(sampler.places), config),
+        "model": evaluate(state, config, source),
+        **score_baselines(sites, np.asarray(source.places), config),
     }
     (folder / f"{name}_metrics.json").write_text(json.dumps(to_json(scores), indent=1), encoding="utf-8")
     _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
     if config.figure_tiles:
-        _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, sites, sampler))
-    print(f"\n{len(sampler.places)} {kind}; each {config.tile_size} px, at every threshold\n")
+        _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, source))
+    print(f"\n{len(source.places)} {kind}; each {config.tile_size} px, at every threshold\n")
     print(format_table(scores))
     if mean_iou_over_thresholds(scores["model"]) < mean_iou_over_thresholds(scores["grey_opening"]):
         print("\nHere the grey opening, which needs no training, is better than the model.")
     return scores
 
 
-def _tile_figure(state: TrainState, config: Config, sites: Sequence[Site], sampler: TileSampler) -> Any:
-    """Tiles spread over the sampler's, each at another threshold."""
-    count = min(config.figure_tiles, len(sampler.places))
-    chosen = np.linspace(0, len(sampler.places) - 1, count).round().astype(int)
+def _tile_figure(state: TrainState, config: Config, source: access.Tiles) -> Any:
+    """Tiles spread over the source's, each at another threshold."""
+    count = min(config.figure_tiles, len(source.places))
+    chosen = np.linspace(0, len(source.places) - 1, count).round().astype(int)
     thresholds = [config.thresholds[i % len(config.thresholds)] for i in range(count)]
-    tiles = np.asarray(sampler.rasters.cut(sampler.places[chosen], config.tile_size))
+    tiles, pixels = source.read(chosen.tolist())
     dsm, chm = tiles[..., 0], tiles[..., 1]
     truth, valid = chm < np.array(thresholds)[:, None, None], np.isfinite(dsm) & np.isfinite(chm)
-    pixels = sampler.rasters.resolution[sampler.places[chosen, 0]]
     probability = np.asarray(predict(state, dsm, jnp.array(thresholds), pixels))[..., 0]
     if config.loss_type in REGRESSION_LOSSES:  # it says on which side of the threshold, not how surely
         probability = probability > 0.5
-    resolution = sites[int(sampler.places[chosen[0], 0])].grid.resolution
-    return figures.plot_tiles(dsm, truth, probability, thresholds, valid, resolution)
+    return figures.plot_tiles(dsm, truth, probability, thresholds, valid, float(pixels[0]))
 
 
 def _save_figure(folder: Path, name: str, figure: Any) -> None:
@@ -180,6 +177,8 @@ def _is_own_data(config: Config, trained: Config) -> bool:
             another; or the same data are split in another way, so that a test tile could have trained.
     """
     now, before = config.to_dict(), trained.to_dict()
+    for settings in (now, before):  # what a run's folder says to be automatic was held in memory
+        settings["stream"] = "always" if settings["stream"] == "always" else "never"
     other = {name for name in now if now[name] != before[name]}
     # Adaptive normalisation was chosen by the batch size.
     if wrong := sorted(other & (_MODEL | ({"batch_size"} if config.norm == "adaptive" else set()))):
@@ -199,28 +198,45 @@ def _is_own_data(config: Config, trained: Config) -> bool:
     return True
 
 
+def _of_sites_alone(config: Config, trained: Config) -> Config:
+    """Where ``sites`` names other rasters, those alone are meant: not the run's own."""
+    if not config.sites or (config.dsm, config.chm) != (trained.dsm, trained.chm):
+        return config
+    return replace(config, dsm=(), chm=(), site_names=(), site_weights=())
+
+
+def _stream_to_score(config: Config, trained: Config, own: bool) -> Literal["auto", "always", "never"]:
+    """How to read what is scored: the run's own data as it was read, other data as fits."""
+    if own:
+        return "always" if access.is_streamed(trained) else "never"
+    return "auto" if config.stream == trained.stream else config.stream
+
+
 def _without_what_else_trained(config: Config, trained: Config) -> Config:
     """Where other rasters are named, those alone are meant: not what trained beside the run's own."""
     if (config.dsm, config.chm) == (trained.dsm, trained.chm):
         return config
     chm_only = () if config.chm_only == trained.chm_only else config.chm_only
     share = 0.0 if config.virtual_share == trained.virtual_share else config.virtual_share
-    return replace(config, chm_only=chm_only, virtual_share=share, site_weights=())
+    names = () if config.site_names == trained.site_names else config.site_names
+    return replace(config, chm_only=chm_only, virtual_share=share, site_weights=(), site_names=names)
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """So that the run folder can be used from anywhere."""
+    """So that the run folder can be used from anywhere; what ``sites`` names is written out."""
+    config = with_pairs(config)
     names = ("dsm", "chm", "chm_only")
     return replace(config, **{n: [str(Path(path).resolve()) for path in getattr(config, n)] for n in names})
 
 
-def _describe(sites: Sequence[Site], sampler: Any, config: Config, model: nnx.Module) -> str:
-    pixels = sum(site.valid.sum() for site in sites)
-    area = sum(site.valid.sum() * site.grid.resolution**2 for site in sites) / 1e4
+def _describe(sites: access.Grounds, source: Any, config: Config, model: nnx.Module) -> str:
+    counted = [s.valid.sum() if isinstance(s, Site) else s.shape[0] * s.shape[1] for s in sites]
+    area = sum(n * s.grid.resolution**2 for n, s in zip(counted, sites, strict=True)) / 1e4
     names = ", ".join(site.name for site in sites[:6]) + (", ..." if len(sites) > 6 else "")
+    steps = source.steps_per_epoch if isinstance(source, TileSampler) else len(source)
     return (
-        f"{len(sites)} site(s), {area:.1f} ha, {pixels / 1e6:.2f} million pixels: {names}\n"
-        f"{len(sampler.places)} training tiles of {config.tile_size} px, "
-        f"{sampler.steps_per_epoch} steps an epoch, {config.epochs} epochs\n"
+        f"{len(sites)} site(s), {area:.1f} ha, {sum(counted) / 1e6:.2f} million pixels: {names}\n"
+        f"{len(source.places)} training tiles of {config.tile_size} px, "
+        f"{steps} steps an epoch, {config.epochs} epochs\n"
         f"{config.model_name}, {parameter_count(model):,} parameters, on {jax.devices()[0].device_kind}"
     )

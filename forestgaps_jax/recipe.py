@@ -32,6 +32,7 @@ _OUTSIDE_THE_STEP |= {"tile_size", "tile_overlap", "block_size", "min_valid_frac
 _OUTSIDE_THE_STEP |= {"val_fraction", "test_fraction", "figure_tiles", "gap_scores", "boundary_tolerance"}
 _OUTSIDE_THE_STEP |= {"virtual_sites", "virtual_size", "virtual_resolution", "virtual_slope"}
 _OUTSIDE_THE_STEP |= {"virtual_closure", "virtual_height", "virtual_share", "chm_only", "site_weights"}
+_OUTSIDE_THE_STEP |= {"sites", "site_names", "stream", "memory_share"}
 _OUTSIDE_THE_STEP |= {"augment_tilt", "augment_relief", "augment_ridges", "augment_height"}
 _OUTSIDE_THE_STEP |= {"augment_resolution", "augment_smoothing", "augment_blur", "augment_pits"}
 _OUTSIDE_THE_STEP |= {"augment_noise", "augment_missing"}

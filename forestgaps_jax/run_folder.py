@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-OF_NO_CONSEQUENCE = {"name", "runs_dir", "use_progress_bar", "compilation_cache_dir"}
+OF_NO_CONSEQUENCE = {"name", "runs_dir", "use_progress_bar", "compilation_cache_dir", "memory_share"}
 """Settings in which two runs may differ and still be the same."""
 
 _held: set[Path] = set()

@@ -12,6 +12,7 @@ Count = Annotated[int, Rule("0 or more", lambda v: v >= 0)]
 Positive = Annotated[float, Rule("above 0", lambda v: 0 < v < math.inf)]
 NotNegative = Annotated[float, Rule("0 or more", lambda v: 0 <= v < math.inf)]
 Fraction = Annotated[float, Rule("from 0 to 1", lambda v: 0 <= v <= 1)]
+Share = Annotated[float, Rule("above 0, up to 1", lambda v: 0 < v <= 1)]
 Rate = Annotated[float, Rule("from 0 to below 1", lambda v: 0 <= v < 1)]
 FolderName = Annotated[str, Rule("a plain folder name", lambda v: Path(v).name == v and v != "..")]
 Metres = Annotated[float, Rule("from 0.1 to 5 m", lambda v: 0.1 <= v <= 5)]
@@ -84,15 +85,30 @@ class Settings:
     """Sides (px) of grey openings: the network also sees the surface above each of them. Those of unet_ground
     are made of whole cells of 4 px."""
 
+    sites: tuple[str, ...] = ()
+    """DSM and CHM pairs beside dsm and chm: folders, globs (quoted in a shell), or manifests. Names tell who
+    belongs together: A_DSM.tif and A_CHM.tif, or dsm/A.tif and chm/A.tif. A manifest is a CSV with the header
+    dsm,chm[,name][,weight], or a JSON list of objects with these keys; paths are relative to it. A run's
+    config.toml has the pairs that were found in dsm and chm instead."""
     dsm: tuple[str, ...] = ()
-    """Surface rasters (GeoTIFF, metres), one a site. Empty: virtual forests are made."""
+    """Surface rasters (GeoTIFF, metres), one a site. Empty, as sites: virtual forests are made."""
     chm: tuple[str, ...] = ()
     """Canopy height rasters (GeoTIFF, metres), one for each DSM, in the same order."""
+    site_names: tuple[str, ...] = ()
+    """How tables and errors call each of dsm, in its order; empty, or one that is empty: by its file name."""
     chm_only: tuple[str, ...] = ()
     """Canopy height rasters without a surface: each is put on virtual terrain of a virtual_slope."""
     site_weights: tuple[NotNegative, ...] = ()
-    """How often tiles of each raster train, relative to each other: one weight for each of dsm, then of
-    chm_only. Empty: every tile once an epoch, or by their number where there is a virtual_share."""
+    """How often tiles of each raster train, relative to each other: one weight for each of dsm (and of
+    sites), then of chm_only. Empty: every tile once an epoch, or by their number where there is a
+    virtual_share."""
+    stream: Literal["auto", "always", "never"] = "auto"
+    """Whether tiles are read from disk while training goes on (always), or rasters are held on the device
+    (never); auto: streamed where they would take more than memory_share. A stream needs grain, and pairs
+    that lie on one grid each; it knows no chm_only, virtual_share or min_valid_fraction."""
+    memory_share: Share = 0.25
+    """Share of the device's memory, and of the machine's, that rasters may take before stream = auto streams
+    them; they take 8 bytes a pixel, and up to three times as many on the machine while they are loaded."""
     virtual_share: Rate = 0.0
     """Share of the training tiles that come from virtual forests beside the rasters. 0: virtual forests are
     made only where there is no raster."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from forestgaps_jax.data.reading import read_batches
 from forestgaps_jax.data.sampler import TileSampler
+from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.metrics import ConfusionCounts, threshold_index
 from forestgaps_jax.types import BatchSource, Sampler
 
@@ -31,6 +32,8 @@ def gap_shares(source: BatchSource, thresholds: Sequence[float]) -> dict[float, 
     listed = tuple(float(threshold) for threshold in thresholds)
     if isinstance(source, TileSampler):
         source = replace(source, shuffle=False, augmentation=None, thresholds=listed, threshold_range=None)
+    if isinstance(source, TileStream):
+        source = source.whole()  # all processes are to weigh by the same shares
     counts = ConfusionCounts.zeros(len(listed) + 1)
     for position, batch in enumerate(read_batches(source)):
         counts = _count(counts, batch, np.int32(position), listed)

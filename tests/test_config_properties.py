@@ -62,6 +62,7 @@ FITTING = {
     "chm": st.just(()),
     "dsm": st.just(()),
     "site_weights": st.just(()),
+    "site_names": st.just(()),
 }
 RISING = ("virtual_resolution", "virtual_slope", "virtual_closure", "virtual_height", "augment_height")
 FITTING |= {name: values_of(HINTS[name]).map(lambda ends: tuple(sorted(ends))) for name in RISING}

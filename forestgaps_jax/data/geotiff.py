@@ -204,6 +204,11 @@ def import_rasterio() -> Any:
     return rasterio
 
 
+def site_name(dsm_path: FilePath) -> str:
+    """The name of a site: its DSM's file name without ``_DSM.tif``."""
+    return Path(dsm_path).stem.removesuffix("_DSM")
+
+
 def place_of(grid: Grid) -> Any:
     """The affine transform of a grid."""
     return import_rasterio().Affine(grid.resolution, 0, grid.left, 0, -grid.resolution, grid.top)

@@ -1,12 +1,32 @@
-"""Rectangles of ground in metres, and the pixels of a site that they hold."""
+"""Rectangles of ground in metres, and the pixels of a raster that they hold."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from forestgaps_jax.types import Site
+from forestgaps_jax.types import Grid
 
 _SLACK = 1e-6  # of a pixel: coordinates of millions of metres carry rounding
+
+
+@runtime_checkable
+class Ground(Protocol):
+    """What shows ground: a site in memory, or a pair of files."""
+
+    @property
+    def name(self) -> str:
+        """How tables and errors call it."""
+        ...
+
+    @property
+    def grid(self) -> Grid:
+        """Where it lies."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
 
 
 class Rectangle(NamedTuple):
@@ -18,7 +38,7 @@ class Rectangle(NamedTuple):
     top: float
 
     @classmethod
-    def of(cls, site: Site) -> "Rectangle":
+    def of(cls, site: Ground) -> "Rectangle":
         """The ground that a site shows."""
         (height, width), grid = site.shape, site.grid
         return cls(
@@ -64,7 +84,7 @@ class Rectangle(NamedTuple):
         ]
 
 
-def shared_grounds(sites: Sequence[Site]) -> list[tuple[int, ...]]:
+def shared_grounds(sites: Sequence[Ground]) -> list[tuple[int, ...]]:
     """Group sites that show the same ground: one CRS (or none in both) and overlapping rectangles."""
     groups: list[set[int]] = []
     for index, site in enumerate(sites):
@@ -74,7 +94,7 @@ def shared_grounds(sites: Sequence[Site]) -> list[tuple[int, ...]]:
     return [tuple(sorted(group)) for group in groups]
 
 
-def refuse_shared_ground(train: Sequence[Site], other: Sequence[Site]) -> None:
+def refuse_shared_ground(train: Sequence[Ground], other: Sequence[Ground]) -> None:
     """Check that sites to be scored show no ground that trains.
 
     Raises:
@@ -91,17 +111,17 @@ def refuse_shared_ground(train: Sequence[Site], other: Sequence[Site]) -> None:
                 )
 
 
-def pixels_inside(rectangle: Rectangle, site: Site) -> tuple[int, int, int, int]:
+def pixels_inside(rectangle: Rectangle, site: Ground) -> tuple[int, int, int, int]:
     """First row and column, last row and column (exclusive) of the pixels wholly inside."""
     return _pixels(rectangle, site, _SLACK)
 
 
-def pixels_touched(rectangle: Rectangle, site: Site) -> tuple[int, int, int, int]:
+def pixels_touched(rectangle: Rectangle, site: Ground) -> tuple[int, int, int, int]:
     """First row and column, last row and column (exclusive) of the pixels that share ground with it."""
     return _pixels(rectangle, site, 1 - _SLACK)
 
 
-def _pixels(rectangle: Rectangle, site: Site, outward: float) -> tuple[int, int, int, int]:
+def _pixels(rectangle: Rectangle, site: Ground, outward: float) -> tuple[int, int, int, int]:
     grid, (height, width) = site.grid, site.shape
     first_row = math.ceil((grid.top - rectangle.top) / grid.resolution - outward)
     last_row = math.floor((grid.top - rectangle.bottom) / grid.resolution + outward)
@@ -112,5 +132,5 @@ def _pixels(rectangle: Rectangle, site: Site, outward: float) -> tuple[int, int,
     return top, left, bottom, right
 
 
-def _same_ground(a: Site, b: Site) -> bool:
+def _same_ground(a: Ground, b: Ground) -> bool:
     return a.grid.crs == b.grid.crs and Rectangle.of(a).overlaps(Rectangle.of(b))

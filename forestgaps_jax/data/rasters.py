@@ -17,6 +17,7 @@ from forestgaps_jax.data.geotiff import (
     open_heights,
     place_of,
     refusing_broken,
+    site_name,
 )
 from forestgaps_jax.types import Grid, Site
 
@@ -59,8 +60,7 @@ def read_site(dsm_path: FilePath, chm_path: FilePath, *, name: str | None = None
     dsm, grid = dsm[rows, columns], replace(grid, left=left, top=top)
     canopy = _onto_grid(chm, heights, grid, dsm.shape)
     _check_heights(dsm, canopy, pair)
-    name = name or Path(dsm_path).stem.removesuffix("_DSM")
-    return Site(name, dsm, canopy, grid)
+    return Site(name or site_name(dsm_path), dsm, canopy, grid)
 
 
 def read_chm(path: FilePath, *, name: str | None = None) -> Site:

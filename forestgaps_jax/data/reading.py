@@ -12,7 +12,7 @@ from forestgaps_jax.data.batches import as_batch, fill_up, warn_of_unlisted
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
-from forestgaps_jax.data.stream import TileStream
+from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
 _ONLY_ONCE = "a source of type {} can be read only once: give a list of batches, or what can be read again"

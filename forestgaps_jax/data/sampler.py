@@ -47,7 +47,10 @@ class Rasters:
         """
         sizes = [site.dsm.size for site in sites]
         if sum(sizes) >= 2**31:
-            raise ValueError(f"the sites have {sum(sizes)} pixels together: must be below 2^31")
+            raise ValueError(
+                f"the sites have {sum(sizes)} pixels together: must be below 2^31; "
+                "or stream their files (stream = 'always')"
+            )
         return Rasters(
             dsm=jnp.asarray(np.concatenate([site.dsm.ravel() for site in sites])),
             chm=jnp.asarray(np.concatenate([site.chm.ravel() for site in sites])),
@@ -207,6 +210,14 @@ class TileSampler(TrainingDraws):
             return self.training_batch(step, tiles, resolution, used)
         listed = jnp.asarray(self.thresholds)
         return label_tiles(tiles, resolution, listed[slots // self.places.shape[0]], used)
+
+    def read(
+        self, numbers: Sequence[int]
+    ) -> tuple[Float32[np.ndarray, "tiles size size 2"], Float32[np.ndarray, " tiles"]]:
+        """DSM and CHM of some of the places, metres, as they are, and the sides of their pixels, metres."""
+        places = self.places[np.asarray(numbers)]
+        tiles = self.rasters.cut(places, self.tile_size)
+        return np.asarray(tiles), np.asarray(self.rasters.resolution[places[:, 0]])
 
     def describe(self, step: int) -> list[str]:
         """The tiles of a global step, as site, row and column."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.augment import Augmentation
+from forestgaps_jax.data.pairs import with_pairs
 from forestgaps_jax.data.rasters import read_chm, read_site
 from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler, sampling_key
 from forestgaps_jax.data.synthetic import is_virtual, put_on_terrain, virtual_forest
@@ -22,10 +23,14 @@ def load_sites(config: Config) -> list[Site]:
     Virtual forests are made where there is no raster, or a ``virtual_share`` of them is to train.
 
     Raises:
-        OSError: a raster is missing.
-        ValueError: a raster that cannot be read as heights, or is too small or too coarse for a terrain.
+        OSError: a raster is missing, or what ``sites`` names.
+        ValueError: files in ``sites`` that are no pairs; or a raster that cannot be read as heights, or is
+            too small or too coarse for a terrain.
     """
-    sites = [read_site(dsm, chm) for dsm, chm in zip(config.dsm, config.chm, strict=True)]
+    config = with_pairs(config)
+    names = config.site_names or [""] * len(config.dsm)
+    files = zip(config.dsm, config.chm, names, strict=True)
+    sites = [read_site(dsm, chm, name=name) for dsm, chm, name in files]
     slopes = np.linspace(*config.virtual_slope, len(config.chm_only))
     for i, (path, slope) in enumerate(zip(config.chm_only, slopes, strict=True)):
         chm = read_chm(path)

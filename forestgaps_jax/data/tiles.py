@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.ground import Rectangle, pixels_inside, pixels_touched, shared_grounds
+from forestgaps_jax.data.ground import Ground, Rectangle, pixels_inside, pixels_touched, shared_grounds
 from forestgaps_jax.types import Site
 
 Places = Int32[np.ndarray, "_ 3"]
@@ -24,7 +24,7 @@ class Split:
     test: Places
 
 
-def split_blocks(sites: Sequence[Site], config: Config) -> Split:
+def split_blocks(sites: Sequence[Ground], config: Config) -> Split:
     """Deal square blocks of ground to training, validation and test, and lay tiles into them.
 
     Rasters that show the same ground (they overlap in one CRS) share their blocks, whatever their pixel
@@ -33,7 +33,7 @@ def split_blocks(sites: Sequence[Site], config: Config) -> Split:
     within ``config.split_buffer`` of a validation or test block.
 
     Args:
-        sites: rasters to tile.
+        sites: rasters to tile; those in memory by their valid pixels too, others by where they lie alone.
         config: ``tile_size``, ``tile_overlap``, ``min_valid_fraction``, ``block_size``, ``split_buffer``,
             ``val_fraction``, ``test_fraction``, ``seed``.
 
@@ -54,7 +54,7 @@ def split_blocks(sites: Sequence[Site], config: Config) -> Split:
     return Split(train, *(_join([tiles[i] for i in part]) for part in (val, test)))
 
 
-def all_tiles(sites: Sequence[Site], config: Config, *, training: bool = False) -> Places:
+def all_tiles(sites: Sequence[Ground], config: Config, *, training: bool = False) -> Places:
     """Tiles over whole sites, those with too few valid pixels left out.
 
     Args:
@@ -77,31 +77,44 @@ def all_tiles(sites: Sequence[Site], config: Config, *, training: bool = False) 
 
 @dataclass(frozen=True)
 class _Block:
-    """A piece of ground and the sites that show it."""
+    """A piece of ground and the sites that show some of it, of one CRS."""
 
     rectangle: Rectangle
     sites: tuple[int, ...]
 
 
-def _blocks(sites: Sequence[Site], ground: tuple[int, ...], config: Config) -> list[_Block]:
+def _blocks(sites: Sequence[Ground], ground: tuple[int, ...], config: Config) -> list[_Block]:
     tile = config.tile_size * max(sites[i].grid.resolution for i in ground)
     side = config.block_size or 2 * tile
     if side < tile:
         raise ValueError(f"block_size = {side:g} m is smaller than a tile of {tile:g} m")
-    whole = Rectangle.around([Rectangle.of(sites[i]) for i in ground])
-    return [_Block(rectangle, ground) for rectangle in whole.divide(side)]
+    shown = [Rectangle.of(sites[i]) for i in ground]
+    edges = np.array(shown)
+    blocks = []
+    for rectangle in Rectangle.around(shown).divide(side):
+        there = _overlapping(edges, rectangle)
+        if len(there):
+            blocks.append(_Block(rectangle, tuple(ground[i] for i in there)))
+    return blocks
 
 
-def _tiles_in_block(sites: Sequence[Site], block: _Block, config: Config) -> Places:
+def _overlapping(edges: Float[np.ndarray, "rectangles 4"], rectangle: Rectangle) -> Int[np.ndarray, "_"]:
+    """Which rectangles share ground with one."""
+    left, bottom, right, top = edges.T
+    across = (left < rectangle.right) & (right > rectangle.left)
+    return np.flatnonzero(across & (bottom < rectangle.top) & (top > rectangle.bottom))
+
+
+def _tiles_in_block(sites: Sequence[Ground], block: _Block, config: Config) -> Places:
     size, found = config.tile_size, []
     for index in block.sites:
         site = sites[index]
         top, left, bottom, right = pixels_inside(block.rectangle, site)
+        rows, columns = (side_by_side(length, size) for length in (bottom - top, right - left))
+        free = np.ones((len(rows), len(columns)), bool)
         # Only the block is looked at: a site has many.
-        window = np.s_[top:bottom, left:right]
-        part = Site(site.name, site.dsm[window], site.chm[window], site.grid)
-        rows, columns = (side_by_side(length, size) for length in part.shape)
-        places = _valid_tiles(part, index, rows, columns, np.ones(part.shape, bool), config)
+        valid = _valid(site, np.s_[top:bottom, left:right])
+        places = _usable_tiles(index, rows, columns, free, valid, config)
         found.append(places + np.array([0, top, left], np.int32))
     return _join(found)
 
@@ -128,37 +141,57 @@ def overlapping(length: int, size: int, overlap: float) -> Int[np.ndarray, " til
     return np.unique(np.append(np.arange(0, length - size + 1, stride), length - size))
 
 
-def _training_tiles(sites: Sequence[Site], kept_out: Sequence[_Block], config: Config) -> Places:
+def _training_tiles(sites: Sequence[Ground], kept_out: Sequence[_Block], config: Config) -> Places:
+    grown = [block.rectangle.grow(config.split_buffer) for block in kept_out]
+    systems = [sites[block.sites[0]].grid.crs for block in kept_out]
+    edges = {
+        crs: np.array([g for g, c in zip(grown, systems, strict=True) if c == crs]) for crs in set(systems)
+    }
     found = []
     for index, site in enumerate(sites):
-        free = np.ones(site.shape, bool)
-        for block in kept_out:
-            if site.grid.crs == sites[block.sites[0]].grid.crs:
-                grown = block.rectangle.grow(config.split_buffer)
-                top, left, bottom, right = pixels_touched(grown, site)
-                free[top:bottom, left:right] = False
         rows, columns = (overlapping(length, config.tile_size, config.tile_overlap) for length in site.shape)
-        found.append(_valid_tiles(site, index, rows, columns, free, config))
+        free = np.ones((len(rows), len(columns)), bool)
+        near = edges.get(site.grid.crs, np.zeros((0, 4)))
+        for number in _overlapping(near, Rectangle.of(site)):
+            top, left, bottom, right = pixels_touched(Rectangle(*near[number].tolist()), site)
+            touched = (
+                _touching(rows, top, bottom, config.tile_size),
+                _touching(columns, left, right, config.tile_size),
+            )
+            free[touched] = False
+        found.append(_usable_tiles(index, rows, columns, free, _valid(site, np.s_[:, :]), config))
     return _join(found)
 
 
-def _valid_tiles(
-    site: Site,
+def _touching(starts: Int[np.ndarray, " tiles"], first: int, last: int, size: int) -> slice:
+    """Those of the tiles along a side that hold one of the pixels from ``first`` to ``last`` (exclusive)."""
+    if first >= last:
+        return slice(0, 0)
+    return slice(*np.searchsorted(starts, (first - size + 1, last)).tolist())
+
+
+def _valid(site: Ground, window: tuple[slice, slice]) -> Bool[np.ndarray, "height width"] | None:
+    """Which pixels of a site are valid; None where that is not known before they are read."""
+    if not isinstance(site, Site):
+        return None
+    return np.isfinite(site.dsm[window]) & np.isfinite(site.chm[window])
+
+
+def _usable_tiles(
     index: int,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    free: Bool[np.ndarray, "height width"],
+    rows: Int[np.ndarray, " rows"],
+    columns: Int[np.ndarray, " columns"],
+    free: Bool[np.ndarray, "rows columns"],
+    valid: Bool[np.ndarray, "height width"] | None,
     config: Config,
 ) -> Places:
-    """Those tiles of the grid ``rows x columns`` that are wholly free and valid enough."""
-    area = config.tile_size**2
-    row, column = (axis.ravel() for axis in np.meshgrid(rows, columns, indexing="ij"))
-    keep = _sum_in_tiles(free, row, column, config.tile_size) == area
-    keep &= _sum_in_tiles(site.valid, row, column, config.tile_size) >= max(
-        config.min_valid_fraction * area, 1
-    )
-    places = np.stack([np.full(row.shape, index), row, column], axis=1)
-    return places[keep].astype(np.int32)
+    """Those tiles of the grid ``rows x columns`` that are free and, as far as is known, valid enough."""
+    size = config.tile_size
+    row, column = (axis[free] for axis in np.meshgrid(rows, columns, indexing="ij"))
+    if valid is not None:
+        enough = _sum_in_tiles(valid, row, column, size) >= max(config.min_valid_fraction * size**2, 1)
+        row, column = row[enough], column[enough]
+    return np.stack([np.full(row.shape, index), row, column], axis=1).astype(np.int32)
 
 
 def _sum_in_tiles(raster: np.ndarray, row: np.ndarray, column: np.ndarray, size: int) -> np.ndarray:

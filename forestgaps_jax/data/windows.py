@@ -1,4 +1,4 @@
-"""Square windows of GeoTIFF pairs that lie on one grid, read from disk one at a time, by several threads."""
+"""Windows of GeoTIFF pairs that lie on one grid, read from disk one at a time, by several threads."""
 
 import threading
 from dataclasses import dataclass, replace
@@ -17,10 +17,13 @@ from forestgaps_jax.data.geotiff import (
     import_rasterio,
     open_heights,
     refusing_broken,
+    site_name,
 )
 from forestgaps_jax.data.tiff import LeftOut
+from forestgaps_jax.types import Grid
 
 _SLACK = 0.01  # of a pixel that the two grids of a pair may be apart
+_CACHE = 128 * 2**20  # bytes of decoded blocks; GDAL's own default is a twentieth of the machine
 _MOST_OPEN = 32  # files of a thread; systems allow a process some 1000
 
 
@@ -41,22 +44,24 @@ class Pair:
     """A DSM and a CHM on disk, and the ground that both show.
 
     Attributes:
+        name: how tables and errors call it.
         dsm: surface heights; closed.
         chm: canopy heights; closed.
-        resolution: side of a pixel, metres.
+        grid: where the common ground lies.
         shape: rows and columns that both have, south and east from where both begin.
         corners: row and column where these begin in the DSM, and in the CHM; rows from the north.
     """
 
+    name: str
     dsm: HeightFile
     chm: HeightFile
-    resolution: float
+    grid: Grid
     shape: tuple[int, int]
     corners: tuple[tuple[int, int], tuple[int, int]]
 
 
-def open_pair(dsm_path: FilePath, chm_path: FilePath) -> Pair:
-    """Look at a pair without reading a pixel.
+def open_pair(dsm_path: FilePath, chm_path: FilePath, *, name: str = "") -> Pair:
+    """Look at a pair without reading a pixel; its name is by default that of `read_site`.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -66,7 +71,7 @@ def open_pair(dsm_path: FilePath, chm_path: FilePath) -> Pair:
     """
     pair = f"{dsm_path} (DSM) and {chm_path} (CHM)"
     with open_heights(dsm_path, DSM_BOUNDS) as dsm, open_heights(chm_path, CHM_BOUNDS) as chm:
-        resolution = dsm.grid().resolution
+        grid = dsm.grid()
         if dsm.path.samefile(chm.path):
             raise ValueError(f"{pair}: the same raster was given twice; CHM = DSM - terrain is needed")
         row, column = _shift(dsm, chm, pair)
@@ -75,7 +80,9 @@ def open_pair(dsm_path: FilePath, chm_path: FilePath) -> Pair:
     shape = last[0] - first[0], last[1] - first[1]
     if min(shape) <= 0:
         raise ValueError(f"{pair} do not overlap: {dsm.box} and {chm.box}; check each by gdalinfo")
-    return Pair(dsm, chm, resolution, shape, (first, (first[0] - row, first[1] - column)))
+    left, top = grid.left + first[1] * grid.resolution, grid.top - first[0] * grid.resolution
+    corners = first, (first[0] - row, first[1] - column)
+    return Pair(name or site_name(dsm_path), dsm, chm, replace(grid, left=left, top=top), shape, corners)
 
 
 def _shift(dsm: HeightFile, chm: HeightFile, pair: str) -> tuple[int, int]:
@@ -111,23 +118,32 @@ class WindowReader:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def __call__(self, pair: Pair, row: int, column: int, size: int) -> Float32[np.ndarray, "size size 2"]:
-        """DSM and CHM of a square window of the common ground, metres; NaN where not known.
+    def __call__(
+        self, pair: Pair, row: int, column: int, height: int, width: int | None = None
+    ) -> Float32[np.ndarray, "height width 2"]:
+        """DSM and CHM of a window of the common ground, metres; NaN where not known. By default a square.
 
         Raises:
             UnreadableError: a file is broken, cut off or gone.
         """
         files = zip((pair.dsm, pair.chm), pair.corners, strict=True)
-        return np.stack([self._read(file, row + top, column + left, size) for file, (top, left) in files], -1)
+        size = height, width or height
+        return np.stack(
+            [self._read(file, row + top, column + left, *size) for file, (top, left) in files], -1
+        )
 
-    def _read(self, file: HeightFile, row: int, column: int, size: int) -> Float32[np.ndarray, "size size"]:
+    def _read(
+        self, file: HeightFile, row: int, column: int, height: int, width: int
+    ) -> Float32[np.ndarray, "height width"]:
         try:
-            return _columns_of(self._opened(file), column, size).read_southward(row, row + size)
+            return _columns_of(self._opened(file), column, width).read_southward(row, row + height)
         except (ValueError, OSError) as error:
             raise UnreadableError(file.path, str(error)) from error
 
     def _opened(self, file: HeightFile) -> HeightFile:
         if not hasattr(self._local, "opened"):
+            # For the whole process, until it ends: GDAL keeps what its threads have read in one place.
+            import_rasterio().Env(GDAL_CACHEMAX=_CACHE).__enter__()
             # What falls out is closed: nothing else holds it.
             self._local.opened = lru_cache(_MOST_OPEN)(_open_again)
         return self._local.opened(file)

@@ -35,7 +35,7 @@ def opening_baseline(
     15.0
     """
     known = np.isfinite(dsm)
-    size = 2 * int(window / resolution / 2 + 1e-6) + 1
+    size = 2 * _half(window, resolution) + 1
     lowest = ndimage.minimum_filter(np.where(known, dsm, np.inf), size, mode="nearest")
     ground = ndimage.maximum_filter(np.where(np.isfinite(lowest), lowest, -np.inf), size, mode="nearest")
     reached = np.isfinite(ground)
@@ -43,3 +43,17 @@ def opening_baseline(
     total = ndimage.gaussian_filter(np.where(reached, ground, 0.0), smoothing / resolution, mode="nearest")
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(known, dsm - total / weight, np.nan).astype(np.float32)
+
+
+def opening_reach(resolution: float, window: float = 41.0, smoothing: float = 5.0) -> int:
+    """Pixels around a pixel that its height above the opening depends on, as `opening_baseline` takes it.
+
+    >>> opening_reach(1.0)
+    60
+    """
+    # Half a window to the lowest and another to the highest of these, then SciPy's four standard deviations.
+    return 2 * _half(window, resolution) + int(4 * smoothing / resolution + 0.5)
+
+
+def _half(window: float, resolution: float) -> int:
+    return int(window / resolution / 2 + 1e-6)

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Int
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.tiles import Places
-from forestgaps_jax.inference.baseline import opening_baseline
+from forestgaps_jax.data.windows import Pair
+from forestgaps_jax.inference.opened_tiles import opened_tiles
 from forestgaps_jax.metrics import GapScores, merge_metrics, summarize_rows
 from forestgaps_jax.types import Site
 
@@ -17,13 +18,15 @@ COLUMNS = ("iou", "f1", "precision", "recall")
 """Metrics in the table."""
 
 
-def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> dict[str, dict[str, Any]]:
+def score_baselines(
+    sites: Sequence[Site] | Sequence[Pair], places: Places, config: Config
+) -> dict[str, dict[str, Any]]:
     """Score the grey opening and the answer "all is gap" on given tiles.
 
     The opening sees the whole site, not only the tile.
 
     Args:
-        sites: rasters.
+        sites: rasters, in memory or on disk; of the latter a window is read at a time.
         places: site, first row and first column of each tile.
         config: ``tile_size`` and ``thresholds``.
 
@@ -31,18 +34,12 @@ def score_baselines(sites: Sequence[Site], places: Places, config: Config) -> di
         ``{"grey_opening": metrics, "all_gap": metrics}``, metrics as `evaluate` gives them, without what
         needs probabilities: loss and precision-recall curves.
     """
-    height = {
-        index: opening_baseline(sites[index].dsm, sites[index].grid.resolution)
-        for index in np.unique(places[:, 0])
-    }
-    valid = {index: sites[index].valid for index in height}
     tallies = {name: _Tally(config) for name in ("grey_opening", "all_gap")}
-    for group, threshold in enumerate(config.thresholds):
-        for index, row, column in places:
-            window = np.s_[row : row + config.tile_size, column : column + config.tile_size]
-            truth, known = sites[index].chm[window] < threshold, valid[index][window]
-            tallies["grey_opening"].add(height[index][window] < threshold, truth, known, group)
-            tallies["all_gap"].add(np.ones_like(truth), truth, known, group)
+    for tile in opened_tiles(sites, places, config.tile_size):
+        for group, threshold in enumerate(config.thresholds):
+            truth = tile.chm < threshold
+            tallies["grey_opening"].add(tile.opening < threshold, truth, tile.valid, group)
+            tallies["all_gap"].add(np.ones_like(truth), truth, tile.valid, group)
     return {name: tally.metrics(len(places)) for name, tally in tallies.items()}
 
 

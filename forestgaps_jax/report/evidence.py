@@ -56,6 +56,9 @@ def gather(record: RunRecord, checkpoint: Literal["best", "last"] = "best") -> E
     """Read the sites again and predict the test tiles; where that cannot be, say why."""
     missing: list[str] = []
     config = record.config
+    if config.stream == "always":
+        missing.append("The run streamed its rasters, which are larger than memory, so there is no map.")
+        return Evidence(scores=record.scores, missing=missing)
     sites = _try(lambda: load_sites(config), "The sites cannot be read again, so there is no map", missing)
     if sites is None:
         return Evidence(scores=record.scores, missing=missing)
