@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, update_wrapper
+from functools import cache, cached_property, lru_cache, update_wrapper
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +17,10 @@ _FASTER_ON_CPU = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 """By default XLA:CPU also hands convolutions to YNNPACK, where their weight gradients take twice as long."""
+
+
+_BACKEND = "/jax/core/compile/backend_compile_duration"
+"""Told at the end of a compilation, or of reading its result from the disk."""
 
 
 def jit(function: Callable[..., R], **options: Any) -> Callable[..., R]:
@@ -90,7 +94,7 @@ def watched() -> Iterator[Compilation]:
 
     def follow(event: str, duration_secs: float, **_: Any) -> None:
         nonlocal hits
-        if event == "/jax/core/compile/backend_compile_duration":
+        if event == _BACKEND:
             seen.seconds, seen.cached, hits = time.perf_counter() - start, hits > 0, 0
 
     monitoring.register_event_listener(count)
@@ -100,6 +104,22 @@ def watched() -> Iterator[Compilation]:
     finally:
         monitoring.unregister_event_listener(count)
         monitoring.unregister_event_duration_listener(follow)
+
+
+class _Compiled:
+    """Counts what JAX compiles in this process, from `begin` on."""
+
+    count = 0
+
+    @cache
+    def begin(self) -> None:
+        monitoring.register_event_duration_secs_listener(self._count)
+
+    def _count(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.count += event == _BACKEND
+
+
+_compiled = _Compiled()
 
 
 class CompileGuard:
@@ -117,16 +137,18 @@ class CompileGuard:
     def __init__(self, function: Callable[..., Any], arguments: tuple[str, ...]):
         self._function: Any = function
         self._arguments = arguments
+        _compiled.begin()
         self._seen: dict[str, str] | None = None
         self.compilations = 0
         self.compilation: Compilation | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function gives."""
-        before = self._function._cache_size()
+        entries, before = self._function._cache_size(), _compiled.count
         with watched() if self._seen is None else nullcontext() as seen:
             result = self._function(*arguments)
-        compiled = self._function._cache_size() > before
+        # Entries alone may be other words for the same, such as for where a random key lies.
+        compiled = self._function._cache_size() > entries and _compiled.count > before
         self.compilation = seen if compiled else None
         self.compilations += compiled
         if compiled or self._seen is None:

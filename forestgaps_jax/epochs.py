@@ -17,6 +17,7 @@ from forestgaps_jax.evaluation import score
 from forestgaps_jax.in_flight import InFlight
 from forestgaps_jax.interruption import Interruption
 from forestgaps_jax.optimization import create_plateau
+from forestgaps_jax.parallel import is_here, is_main, on_one_device
 from forestgaps_jax.recipe import Recipe
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import StepLogs, predicts_heights
@@ -90,7 +91,8 @@ def run_epochs(training: Training, saved: Checkpoint | None) -> None:
         where = f"; the same command, or resume = 'auto', goes on in {run.folder}" if run.folder else ""
         message = f"training {run.stop_reason}{where}"
         logging.getLogger(__name__).warning(message)
-        raise training.interruption.error(message, run.state, run.history, run.position)
+        position = replace(run.position, totals=on_one_device(run.position.totals))
+        raise training.interruption.error(message, on_one_device(run.state), run.history, position)
 
 
 def _run_epoch(training: Training, epoch: int) -> None:
@@ -105,13 +107,14 @@ def _run_epoch(training: Training, epoch: int) -> None:
     val_metrics: dict[str, Any] | None = {}
     if data.val is not None:
         ask = partial(_interrupted, training, None)
-        val_metrics = score(run.state, config, data.val, hooks, "validation", training.recipe.score_loss, ask)
+        loss = training.recipe.score_loss
+        val_metrics = score(run.state, config, data.val, hooks, "validation", loss, ask, run.devices)
     if val_metrics is None:
         return
     if val_metrics and not val_metrics["n_pixels"]:
         logging.getLogger(__name__).warning("no pixel of the validation data is valid: its metrics are NaN")
     logs = {"train_metrics": train_metrics, "val_metrics": val_metrics, "lr": rate}
-    run._advance(_follow_plateau(run.state, config, monitor.value(logs)))
+    run._advance(run.devices.place_state(_follow_plateau(run.state, config, monitor.value(logs))))
     logs |= {"improved": monitor.update(logs), "epoch_time": time.perf_counter() - start}
     losses = train_metrics["loss"], val_metrics.get("loss", float("nan"))
     entry = (*losses, train_metrics, val_metrics, logs["lr"], logs["epoch_time"])
@@ -138,7 +141,7 @@ def _train_epoch(training: Training, epoch: int, start: float) -> tuple[dict[str
     run, hooks = training.run, training.hooks
     place = run.position
     done = place.batch
-    totals, rate = place.totals or no_totals(training.recipe), place.lr
+    totals, rate = run.devices.replicate(place.totals or no_totals(training.recipe)), place.lr
     in_flight, number = InFlight(partial(_refuse_divergence, run, training.recipe, epoch)), done - 1
     batches, reader = _batches(training, epoch, done)
     for number, batch in enumerate(batches, done):
@@ -171,7 +174,8 @@ def _batches(training: Training, epoch: int, done: int) -> tuple[Any, BatchReade
     if isinstance(source, Sampler):
         return list(read_batches(source))[done:], None
     resumed, training.resumed = training.resumed, False
-    reader = BatchReader(source, done, run.position.place_in_source(), resumed, epoch=epoch)
+    place = run.position.place_in_source()
+    reader = BatchReader(source, done, place, resumed, epoch=epoch, devices=run.devices)
     return reader, reader
 
 
@@ -190,7 +194,9 @@ def _refuse_divergence(
 ) -> None:
     if int(logs.skipped_in_a_row) >= run.config.max_skipped_steps:
         step = epoch * run.steps_per_epoch + number
-        raise divergence(run.folder, run.state, step, run.steps_per_epoch, source, logs, recipe.loss)
+        here = is_main() and is_here(source)
+        folder, state = run.folder if here else None, on_one_device(run.state)
+        raise divergence(folder, state, step, run.steps_per_epoch, on_one_device(source), logs, recipe.loss)
 
 
 def _told(logs: StepLogs) -> dict[str, Any]:

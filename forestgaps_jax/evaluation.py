@@ -13,12 +13,14 @@ from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
+from forestgaps_jax.data.placing import on_devices
 from forestgaps_jax.data.reading import as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.in_flight import InFlight
 from forestgaps_jax.loss import Loss, create_loss_function
 from forestgaps_jax.metrics import GapScores, merge_metrics
+from forestgaps_jax.parallel import ONE_DEVICE, Devices, from_all
 from forestgaps_jax.recipe import check_loss
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import make_eval_step, predict_step, predicts_heights
@@ -58,11 +60,14 @@ def evaluate(
     if loss_fn is not None:
         check_loss(loss_fn)
     use_cache(config.compilation_cache_dir)
-    source = as_evaluation_source(batches, config)
+    devices = Devices.of(config.devices, config.fsdp)
+    source = on_devices(as_evaluation_source(batches, config), devices)
+    state = devices.place_state(state)
     own_runs = {callback: callback.run for callback in callbacks or () if hasattr(callback, "run")}
     hooks = CallbackList(callbacks or (), _run(config, state, folder, history))
     try:
-        metrics = score(state, config, source, hooks, "test", loss_fn or create_loss_function(config))
+        loss = loss_fn or create_loss_function(config)
+        metrics = score(state, config, source, hooks, "test", loss, devices=devices)
     finally:
         for callback, own in own_runs.items():
             callback.run = own
@@ -114,25 +119,28 @@ def score(
     phase: str,
     loss: Loss,
     interrupted: Callable[[], bool] = lambda: False,
+    devices: Devices = ONE_DEVICE,
 ) -> dict[str, Any] | None:
     """The metrics of one pass over a source, firing the events of ``phase`` (validation or test).
 
-    ``interrupted`` is asked after every batch; None is returned where it says yes.
+    State and source lie on the devices. ``interrupted`` is asked after every batch; None is returned where it
+    says yes.
     """
     heights = predicts_heights(loss)
-    step = CompileGuard(make_eval_step(loss, config.thresholds), ("state", "totals", "batch", "number"))
+    step = devices.run(make_eval_step(loss, config.thresholds))
+    step = CompileGuard(step, ("state", "totals", "batch", "number"))
     source = one_pass(source, config) if heights else source
-    totals = Totals.zeros(config.thresholds, histogram=True, heights=heights)
+    totals = devices.replicate(Totals.zeros(config.thresholds, histogram=True, heights=heights))
     gaps = GapScores(config.boundary_tolerance) if config.gap_scores and phase == "test" else None
     in_flight = InFlight()
     hooks.fire(f"on_{phase}_begin")
     number = -1
-    for number, batch in enumerate(read_batches(source, listed=config.thresholds)):
+    for number, batch in enumerate(read_batches(source, config.thresholds, devices)):
         hooks.fire(f"on_{phase}_batch_begin", number)
         totals, logs = step(state, totals, batch, np.int32(number))
         in_flight.push(number, batch, logs)
         if gaps is not None:
-            gaps.update(*(np.asarray(part) for part in logs.decisions))
+            gaps.update(*(from_all(part) for part in logs.decisions))
         stop = interrupted()
         hooks.fire(f"on_{phase}_batch_end", number, metrics={"loss": logs.loss})
         if stop:

@@ -24,6 +24,7 @@ from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config, parameter_count
 from forestgaps_jax.models.registry import REGRESSION_LOSSES
+from forestgaps_jax.parallel import Devices, is_main, said_by_main, wait_for_all
 from forestgaps_jax.run_folder import differing_settings, find_run, held, new_run_folder
 from forestgaps_jax.state import TrainState, create_state
 from forestgaps_jax.types import BatchSource, Site
@@ -68,7 +69,9 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
     folder = _run_folder(config, resume)
     with held(folder):
         state, history = train(state, config, data, folder=folder, resume="auto")
-        _save_figure(folder, "history", figures.plot_history(history))
+        wait_for_all("the last checkpoint is written")
+        if is_main():
+            _save_figure(folder, "history", figures.plot_history(history))
         if checkpoint.latest(folder / "checkpoints") != int(state.step):
             raise OSError(f"the end of the training could not be written to {folder}: make room and go on")
         if data.test is None:
@@ -78,7 +81,14 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
 
 
 def _run_folder(config: Config, resume: Literal["auto", "never"]) -> Path:
-    """The folder to train in; says which of those that are there it is, and why."""
+    """The folder to train in; says which of those that are there it is, and why.
+
+    Of several processes the main one chooses.
+    """
+    return Path(said_by_main(lambda: str(_chosen_folder(config, resume))))
+
+
+def _chosen_folder(config: Config, resume: Literal["auto", "never"]) -> Path:
     first = Path(config.runs_dir) / config.name
     if resume == "auto" and (found := find_run(config)) is not None:
         newest = checkpoint.latest(found / "checkpoints")
@@ -135,10 +145,10 @@ def _score(
     kind: str = "test tiles, which training never saw",
 ) -> Scores:
     assert isinstance(source, access.Tiles)
-    scores = {
-        "model": evaluate(state, config, source),
-        **score_baselines(sites, np.asarray(source.places), config),
-    }
+    scores = {"model": evaluate(state, config, source)}
+    if not is_main():
+        return scores
+    scores |= score_baselines(sites, np.asarray(source.places), config)
     (folder / f"{name}_metrics.json").write_text(json.dumps(to_json(scores), indent=1), encoding="utf-8")
     _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
     if config.figure_tiles:
@@ -238,5 +248,13 @@ def _describe(sites: access.Grounds, source: Any, config: Config, model: nnx.Mod
         f"{len(sites)} site(s), {area:.1f} ha, {sum(counted) / 1e6:.2f} million pixels: {names}\n"
         f"{len(source.places)} training tiles of {config.tile_size} px, "
         f"{steps} steps an epoch, {config.epochs} epochs\n"
-        f"{config.model_name}, {parameter_count(model):,} parameters, on {jax.devices()[0].device_kind}"
+        f"{config.model_name}, {parameter_count(model):,} parameters, on {_described_devices(config)}"
     )
+
+
+def _described_devices(config: Config) -> str:
+    devices, kind = Devices.of(config.devices, config.fsdp), jax.devices()[0].device_kind
+    if devices.count == 1:
+        return kind
+    among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{devices.count} x {kind}{among}: {config.batch_size // devices.count} samples a step each"

@@ -49,7 +49,8 @@ class Interruption:
     """Notes the first SIGTERM or Ctrl-C for the loop to see; a second one ends the process at once.
 
     A context manager for the main thread; elsewhere signals stay as they are. Where jax.distributed runs,
-    its own notice of preemption takes the place of SIGTERM, so that all processes stop at the same step.
+    its own notice of preemption takes the place of SIGTERM, so that all processes stop at the same step, and
+    Ctrl-C ends the process at once.
 
     Attributes:
         signal: that was received; None for none.
@@ -62,7 +63,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT] + [signal.SIGTERM] * (not jax.distributed.is_initialized())
+            numbers = [] if jax.distributed.is_initialized() else [signal.SIGINT, signal.SIGTERM]
             # Who ignores a signal, as background jobs do, goes on to; None is no handler of Python's.
             taken = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
             self._before = {number: signal.signal(number, self._note) for number in taken}

@@ -16,11 +16,13 @@ from forestgaps_jax.checkpoint import Checkpoint, latest, restore, set_aside, ve
 from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
+from forestgaps_jax.data.placing import on_devices
 from forestgaps_jax.data.reading import as_data, steps_per_epoch
 from forestgaps_jax.epochs import HISTORY, Training, no_totals, run_epochs
 from forestgaps_jax.evaluation import evaluate, predict
 from forestgaps_jax.interruption import Interruption
 from forestgaps_jax.loss import Loss
+from forestgaps_jax.parallel import Devices, is_main, on_one_device
 from forestgaps_jax.readiness import check_monitors, check_state, model_logs, threshold_weights
 from forestgaps_jax.recipe import Optimizer, make_recipe
 from forestgaps_jax.run_folder import OF_NO_CONSEQUENCE, find_run, held, new_run_folder
@@ -47,6 +49,10 @@ def train(
     scheduler: optax.Schedule | None = None,
 ) -> tuple[TrainState, dict[str, list[Any]]]:
     """Train up to ``config.epochs`` epochs.
+
+    All devices of the process share each batch, or as many as ``config.devices`` says; after
+    `forestgaps_jax.parallel.join_processes` those of all processes, which all call this with the same
+    settings and data, but for iterables of batches, of which each gives its own part.
 
     Training goes on from ``state.step``: a new state starts at the first epoch, the state of a finished run
     is returned as it is. Ctrl-C and SIGTERM end it at the next step, with a checkpoint where there is a
@@ -94,6 +100,7 @@ def train(
         raise ValueError(f"resume = {resume!r}: must be 'auto' or 'never'")
     config.validate()
     use_cache(config.compilation_cache_dir)
+    devices = Devices.of(config.devices, config.fsdp)
     data = as_data(data, config)
     steps = steps_per_epoch(data.train)
     parts: dict[str, Any] = {"loss_fn": loss_fn, "optimizer": optimizer, "scheduler": scheduler}
@@ -109,7 +116,8 @@ def train(
         saved = _checkpoint_to_go_on_from(place, state, config, steps, resume)
         if saved is not None and resume == "auto":
             state, history = saved.state, history_of(saved)
-        run = _new_run(state, config, data, steps, history, place, predicts_heights(recipe.loss))
+        heights = predicts_heights(recipe.loss)
+        run = _new_run(state, config, data, steps, history, place, heights, devices)
         if saved is not None:
             run.position = position_of(saved, no_totals(recipe))
         elif position is not None:
@@ -126,10 +134,11 @@ def train(
         if hooks.callbacks:
             logs = model_logs(state, config)
             hooks.fire("on_train_begin", config=config, threshold_weights=weights, **logs)
-        step = CompileGuard(make_train_step(recipe), ("state", "totals", "batch"))
+        step = CompileGuard(devices.run(make_train_step(recipe)), ("state", "totals", "batch"))
+        data = Data(on_devices(data.train, devices), on_devices(data.val, devices))
         training = Training(run, hooks, data, recipe, monitor, step, interruption, int(state.step) > 0)
         run_epochs(training, saved)
-        return run.state, run.history
+        return on_one_device(run.state), run.history
 
 
 def _checkpoint_to_go_on_from(
@@ -156,7 +165,8 @@ def _checkpoint_to_go_on_from(
             f"{folder} was trained on {saved.info['steps_per_epoch']} batches an epoch, and data.train has "
             f"{steps}: go on with the same data, or begin in another folder"
         )
-    set_aside(place, saved.damaged)
+    if is_main():
+        set_aside(place, saved.damaged)
     _tell_of_differences(folder, saved)
     return saved
 
@@ -183,10 +193,12 @@ def _new_run(
     history: Mapping[str, Sequence[Any]] | None,
     folder: Path | None,
     heights: bool,
+    devices: Devices,
 ) -> Run:
     past = {name: list((history or {}).get(name, ())) for name in HISTORY}
     # The step gives its buffers away; the caller keeps theirs.
-    run = Run(config, jax.tree.map(jnp.copy, state), steps, data, past, folder, heights)
+    state = devices.place_state(jax.tree.map(jnp.copy, state))
+    run = Run(config, state, steps, data, past, folder, heights, devices)
     run.position = Position(*divmod(int(state.step), steps))
     return run
 

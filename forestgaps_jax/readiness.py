@@ -97,6 +97,7 @@ def _warn_of_settings_that_do_not_act(model: nnx.Module, config: Config) -> None
     if not isinstance(model, Network):
         return
     built = {name: getattr(model, name) for name in ("norm", "precision", "remat", "spectral_norm")}
+    built["batch_norm_parts"] = model.batch_norm_parts
     built |= {"detrend": model.detrend, "opening_windows": model.opening_windows}
     built |= {"height_scale": model.height_scale, "dropout": model.dropout.rate}
     for name, value in built.items():

@@ -13,13 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from forestgaps_jax.config import Config
+from forestgaps_jax.parallel import is_main, said_by_main
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-OF_NO_CONSEQUENCE = {"name", "runs_dir", "use_progress_bar", "compilation_cache_dir", "memory_share"}
+OF_NO_CONSEQUENCE = {
+    "name",
+    "runs_dir",
+    "use_progress_bar",
+    "compilation_cache_dir",
+    "devices",
+    "fsdp",
+    "memory_share",
+}
 """Settings in which two runs may differ and still be the same."""
 
 _held: set[Path] = set()
@@ -30,8 +39,13 @@ def new_run_folder(config: Config) -> Path:
     """Make ``runs_dir/name``, or the first of ``name-2``, ``name-3``, ... that is free, with its settings.
 
     So no run ever mixes with, or writes over, another; not even one that starts at the same moment. The
-    folder appears with its ``config.toml`` in it, so that a run that is killed at once is found again.
+    folder appears with its ``config.toml`` in it, so that a run that is killed at once is found again. Of
+    several processes the main one makes it.
     """
+    return Path(said_by_main(lambda: str(_new_run_folder(config))))
+
+
+def _new_run_folder(config: Config) -> Path:
     runs = Path(config.runs_dir)
     runs.mkdir(parents=True, exist_ok=True)
     for folder in _candidates(config):
@@ -55,8 +69,14 @@ def new_run_folder(config: Config) -> Path:
 def find_run(config: Config) -> Path | None:
     """The latest run of this name with the same settings, which no other process is at; None without.
 
-    That is the one of the highest number among ``runs_dir/name``, ``name-2``, ``name-3``, ... .
+    That is the one of the highest number among ``runs_dir/name``, ``name-2``, ``name-3``, ... . Of several
+    processes the main one looks.
     """
+    found = said_by_main(lambda: str(_find_run(config) or ""))
+    return Path(found) if found else None
+
+
+def _find_run(config: Config) -> Path | None:
     numbered = re.compile(rf"{re.escape(config.name)}(?:-(\d+))?")
     there = [path for path in Path(config.runs_dir).glob(f"{glob.escape(config.name)}*") if path.is_dir()]
     named = [(int(match[1] or 1), path) for path in there if (match := numbered.fullmatch(path.name))]
@@ -95,13 +115,15 @@ def write_settings(config: Config, folder: Path, name: str) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Hold a run folder against other processes; whoever is killed, with all that it forked, lets go of it.
 
+    Of several processes that train together the main one does.
+
     Windows, and file systems without locks, hold nothing.
 
     Raises:
         BlockingIOError: another process is training in it.
     """
     key = folder.resolve()
-    if fcntl is None or key in _held:
+    if fcntl is None or key in _held or not is_main():
         yield
         return
     with open(folder / ".lock", "a") as file:

@@ -60,6 +60,9 @@ class Settings:
     norm: Literal["batch", "group", "adaptive"] = "batch"
     """Normalisation: BatchNorm, GroupNorm, or adaptive: BatchNorm for a batch_size of 16 or more, else
     GroupNorm."""
+    batch_norm_parts: PositiveInt = 1
+    """Equal parts of each batch whose statistics BatchNorm takes apart (ghost batch normalization). 1: those
+    of the whole batch, over all devices. As many as there are devices: each takes its own, and none waits."""
     dropout: Rate = 0.0
     """Share of the features dropped at the bottom of the network."""
     use_droppath: bool = False
@@ -300,6 +303,11 @@ class Settings:
     """In tests, also score the outlines of gaps, and gaps as objects (found, missed, false)."""
     boundary_tolerance: Count = 2
     """Pixels that a gap's outline may be off."""
+    devices: Count = 0
+    """Devices of each process that share the batches; 0: all. batch_size is that of all together."""
+    fsdp: PositiveInt = 1
+    """Neighbouring devices of a process that hold one copy of the large parameters, and of what the optimizer
+    has of them, together; 1: each device has its own."""
     use_progress_bar: bool = True
     """Show a progress bar."""
     use_tensorboard: bool = True

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from forestgaps_jax.compilation import jit
 from forestgaps_jax.loss import Loss, join_weights, split_weights
+from forestgaps_jax.parallel import keep_state, share_batch
 from forestgaps_jax.recipe import Numbers, Plan, Recipe
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.totals import Decisions, Totals, decide, decide_heights
@@ -114,14 +115,14 @@ def train_step(recipe: Recipe) -> TrainStep:
     """The pure function that `make_train_step` compiles."""
 
     def step(state: TrainState, totals: Totals, source: Batch | Sampler):
-        batch = _sampled(source, state.step) if isinstance(source, Sampler) else source
+        batch = share_batch(_sampled(source, state.step) if isinstance(source, Sampler) else source)
         (loss, (output, model_state)), grads = gradients(recipe, state, batch)
         norm = optax.tree.norm(grads)
         # Once the training has diverged its state stays, until the host has seen it.
         diverged = state.skipped_in_a_row >= recipe.max_skipped_steps
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & ~diverged
         rate, wrong = _learning_rate(recipe, state), _wrong_labels(source)
-        state = _guarded(state, _updated(recipe, state, grads, model_state), finite)
+        state = keep_state(_guarded(state, _updated(recipe, state, grads, model_state), finite))
         batch = _as_scored(recipe.loss, batch)
         decisions = _decide(recipe.loss, output, batch, recipe.thresholds)
         totals = totals.add(loss, output, batch, decisions, norm, finite)
@@ -177,7 +178,7 @@ def numbered_eval_step(plain: Loss) -> Callable[..., Any]:
         numbers: Numbers, state: TrainState, totals: Totals, source: Batch | Sampler, position: Array
     ) -> tuple[Totals, EvalLogs]:
         loss, thresholds = join_weights(plain, numbers["loss"]), numbers["thresholds"]
-        batch = source.sample(position) if isinstance(source, Sampler) else source
+        batch = share_batch(source.sample(position) if isinstance(source, Sampler) else source)
         value, output, _ = _forward(loss, state, state.scored_params, state.loss_params, batch)
         batch = _as_scored(loss, batch)
         decisions = _decide(loss, output, batch, thresholds)

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "forestgaps_jax"
 FLOORS = [
-    {"types", "fields", "files", "compilation", "compilation_cache"},
+    {"types", "fields", "files", "compilation", "compilation_cache", "parallel"},
     {"settings"},
     {"config"},
     {"layers"},

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from forestgaps_jax.callbacks.run import Run
+from forestgaps_jax.parallel import is_main
 
 
 class Callback:
@@ -23,6 +24,9 @@ class Callback:
     """
 
     run: Run
+    main_only = False
+    """Of several processes, only the main one has it. What it does must not need the others: it looks at
+    `forestgaps_jax.parallel.on_one_device` of the state. All others must come to the same in each process."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint shall keep of this callback: dictionaries and lists of arrays and numbers."""
@@ -100,9 +104,11 @@ class CallbackList:
     """
 
     def __init__(self, callbacks: Iterable[Callback], run: Run | None = None):
-        self.callbacks = list(callbacks)
-        for callback in self.callbacks:
+        given = list(callbacks)
+        for callback in given:
             _check(callback)
+        self.callbacks = [callback for callback in given if is_main() or not callback.main_only]
+        for callback in self.callbacks:
             if run is not None:
                 callback.run = run
         if run is not None:

@@ -34,6 +34,8 @@ class CheckpointingCallback(Callback):
         OSError: at the start: the folder cannot be written to.
     """
 
+    main_only = True
+
     def __init__(
         self,
         monitor: str | None = None,

@@ -20,6 +20,8 @@ class LearningRateMonitor(Callback):
         rates: their learning rates.
     """
 
+    main_only = True
+
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.rates: list[float] = []

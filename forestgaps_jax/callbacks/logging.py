@@ -39,6 +39,8 @@ class LoggingCallback(Callback):
     NaN, is left out.
     """
 
+    main_only = True
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the files."""
         self._folder, self._events = self.run.folder, None

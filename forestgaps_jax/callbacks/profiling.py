@@ -24,6 +24,8 @@ class Profiler(Callback):
         ValueError: steps that are negative or the wrong way round; at the start: no folder to write to.
     """
 
+    main_only = True
+
     def __init__(self, first_step: int, last_step: int, folder: str | Path | None = None):
         if not 0 <= first_step <= last_step:
             raise ValueError(

@@ -14,6 +14,8 @@ _LAG = 4  # steps: the loss shown is of a step that the device has finished
 class ProgressBar(Callback):
     """Shows the training in a terminal or a notebook; elsewhere, or without tqdm, prints the lines only."""
 
+    main_only = True
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Open the bar."""
         self._losses: deque[Any] = deque(maxlen=_LAG)

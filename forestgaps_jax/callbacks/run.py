@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from forestgaps_jax.config import Config
+from forestgaps_jax.parallel import ONE_DEVICE, Devices
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.totals import Totals
 from forestgaps_jax.types import Data
@@ -57,6 +58,7 @@ class Run:
         history: what `train` will return.
         folder: the run folder; None for a run without a name, which writes nothing.
         heights: whether the network predicts heights and no gap probabilities; None where that is not known.
+        devices: that the state lies on.
         events: TensorBoard's writer; None where there is none.
         stop_reason: why the training is to end; None while it goes on.
         interrupted: whether the training is to end at once, for a signal, and to go on later.
@@ -74,9 +76,10 @@ class Run:
         history: dict[str, list[Any]] | None = None,
         folder: Path | None = None,
         heights: bool | None = None,
+        devices: Devices = ONE_DEVICE,
     ):
         self.config, self._state, self.steps_per_epoch = config, state, steps_per_epoch
-        self.data, self.folder, self.heights = data, folder, heights
+        self.data, self.folder, self.heights, self.devices = data, folder, heights, devices
         self.history: dict[str, list[Any]] = {} if history is None else history
         self.events: Any = None
         self.stop_reason: str | None = None
@@ -119,7 +122,8 @@ class Run:
             jax.tree.map(jnp.shape, weights)
         ) != jax.tree.leaves(jax.tree.map(jnp.shape, own)):
             raise ValueError("load_weights was given the state of another model: its arrays do not fit")
-        self._advance(replace(self.state, **jax.tree.map(jnp.copy, weights)))
+        weights = self.devices.place_state(jax.tree.map(jnp.copy, weights))
+        self._advance(replace(self.state, **weights))
 
     def _advance(self, state: TrainState) -> None:
         """For the loop: the state is now this one."""

@@ -16,6 +16,7 @@ from forestgaps_jax.callbacks.run import Run
 from forestgaps_jax.callbacks.tiles import choose_tiles
 from forestgaps_jax.compilation import jit
 from forestgaps_jax.figures.canvas import render
+from forestgaps_jax.parallel import on_one_device
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import predict_step
 from forestgaps_jax.types import Batch
@@ -36,6 +37,8 @@ class FigureCallback(Callback):
     Raises:
         ValueError: a negative frequency.
     """
+
+    main_only = True
 
     def __init__(self, frequency: int | None = 1):
         if frequency is not None and frequency < 0:
@@ -137,7 +140,7 @@ class ConfusionVisualizer(FigureCallback):
 def _tile_figure(run: Run, tiles: Batch, predict: Callable[..., Any]) -> "Figure":
     arrays = (jnp.asarray(tiles.dsm), jnp.asarray(tiles.threshold))
     pixels = None if tiles.resolution is None else jnp.asarray(tiles.resolution)
-    probability = np.asarray(predict(run.state, *arrays, pixels))
+    probability = np.asarray(predict(on_one_device(run.state), *arrays, pixels))
     dsm, mask, valid = (np.asarray(image)[..., 0] for image in (tiles.dsm, tiles.mask, tiles.valid))
     thresholds = np.asarray(tiles.threshold).tolist()
     return figures.plot_tiles(dsm, mask, probability[..., 0], thresholds, valid)

@@ -15,6 +15,7 @@ import numpy as np
 
 from forestgaps_jax.checkpoint.contents import arrays_of, former, host, leaves_of, write_record
 from forestgaps_jax.checkpoint.reading import damaged_ones, set_aside
+from forestgaps_jax.parallel import on_one_device
 from forestgaps_jax.state import TrainState
 
 
@@ -36,7 +37,7 @@ def host_trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, 
         if np.asarray(leaf).dtype.kind not in "biufc" or not np.size(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise TypeError(f"{name} = {leaf!r} cannot be saved: must be an array of one number or more")
-    return host({"state": arrays_of(state)} | ({"progress": progress} if progress else {}))
+    return host({"state": arrays_of(on_one_device(state))} | ({"progress": progress} if progress else {}))
 
 
 def write(

@@ -13,6 +13,7 @@ from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
 from forestgaps_jax.data.tile_stream import TileStream
+from forestgaps_jax.parallel import ONE_DEVICE, Devices
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
 _ONLY_ONCE = "a source of type {} can be read only once: give a list of batches, or what can be read again"
@@ -123,14 +124,16 @@ def steps_per_epoch(source: BatchSource) -> int:
     return steps
 
 
-def read_batches(source: BatchSource, listed: tuple[float, ...] | None = None) -> Iterable[Batch | Sampler]:
+def read_batches(
+    source: BatchSource, listed: tuple[float, ...] | None = None, devices: Devices = ONE_DEVICE
+) -> Iterable[Batch | Sampler]:
     """What the compiled step takes: a sampler again and again, or the batches of one pass.
 
     With ``listed``, one warning is logged where a batch on the host has a threshold that is not among these.
     """
     if isinstance(source, Sampler):
         return repeat(source, source.steps_per_epoch)
-    return BatchReader(source, listed=listed)
+    return BatchReader(source, listed=listed, devices=devices)
 
 
 class BatchReader:
@@ -149,6 +152,8 @@ class BatchReader:
             order of its batches may not be the one that it would have been.
         listed: see `read_batches`.
         epoch: number of the pass, from 0.
+        devices: that share each batch, filled up to a multiple of them; of several processes, each gives its
+            own part.
     """
 
     def __init__(
@@ -159,7 +164,9 @@ class BatchReader:
         resumed: bool = False,
         listed: tuple[float, ...] | None = None,
         epoch: int = 0,
+        devices: Devices = ONE_DEVICE,
     ):
+        self._devices = devices
         self._listed, self._size = listed, (state or {}).get("size", 0)
         self._iterator = _pass_over(source, epoch)
         saved = (state or {}).get("iterator")
@@ -185,8 +192,8 @@ class BatchReader:
         batch = as_batch(item)
         if self._listed is not None:
             warn_of_unlisted(batch.threshold, self._listed)
-        self._size = self._size or batch.dsm.shape[0]
-        return fill_up(batch, self._size)
+        self._size = self._size or self._filled_up(batch)
+        return self._devices.share(fill_up(batch, self._size))
 
     def state(self) -> dict[str, Any]:
         """Where the pass stands, as JSON."""
@@ -196,7 +203,12 @@ class BatchReader:
     def _skip(self, first: int) -> None:
         for number, item in enumerate(islice(self._iterator, first)):
             if number == 0 and not self._size and not isinstance(item, Sampler):
-                self._size = as_batch(item).dsm.shape[0]
+                self._size = self._filled_up(as_batch(item))
+
+    def _filled_up(self, batch: Batch) -> int:
+        """The size of all batches, after the first."""
+        here = self._devices.count_here
+        return -(-batch.dsm.shape[0] // here) * here
 
 
 def _pass_over(source: Any, epoch: int) -> Iterator[Any]:

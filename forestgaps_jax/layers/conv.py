@@ -99,6 +99,7 @@ class Layers:
         batch_size: of the training, for adaptive normalisation.
         precision: ``"float32"`` or ``"bfloat16"``: what convolutions and activations are computed in.
         spectral_norm: normalise every convolution's kernel.
+        batch_norm_parts: of each batch, see `Norm`.
 
     Raises:
         ValueError: a setting that is not among these.
@@ -109,6 +110,7 @@ class Layers:
     batch_size: int | None = None
     precision: str = "float32"
     spectral_norm: bool = False
+    batch_norm_parts: int = 1
 
     def __post_init__(self) -> None:
         choose_norm(self.norm, self.batch_size)
@@ -127,6 +129,7 @@ class Layers:
 
     def normalize(self, channels: int) -> Norm:
         """A normalisation."""
+        options: dict[str, Any] = {"parts": self.batch_norm_parts, "dtype": self.dtype, "rngs": self.rngs}
         if self.norm == "adaptive":
-            return AdaptiveNorm(channels, self.batch_size, dtype=self.dtype, rngs=self.rngs)
-        return Norm(channels, choose_norm(self.norm), dtype=self.dtype, rngs=self.rngs)
+            return AdaptiveNorm(channels, self.batch_size, **options)
+        return Norm(channels, choose_norm(self.norm), **options)

@@ -79,6 +79,7 @@ class DeepLabV3Plus(Network):
         precision: ``"float32"`` or ``"bfloat16"``.
         remat: compute features again in the backward pass instead of keeping them.
         spectral_norm: divide each convolution's kernel by its largest singular value.
+        batch_norm_parts: equal parts of a batch that BatchNorm takes apart in training.
         rngs: the ``params`` stream initialises the weights; no random state is kept.
 
     Source: Chen et al. 2018, Encoder-Decoder with Atrous Separable Convolution, arXiv:1802.02611 (here with
@@ -102,11 +103,12 @@ class DeepLabV3Plus(Network):
         precision: str = "float32",
         remat: bool = False,
         spectral_norm: bool = False,
+        batch_norm_parts: int = 1,
         rngs: nnx.Rngs,
     ):
         if depth < 1:
             raise ValueError(f"depth = {depth}: must be 1 or more")
-        layers = Layers(rngs, norm, batch_size, precision, spectral_norm)
+        layers = Layers(rngs, norm, batch_size, precision, spectral_norm, batch_norm_parts)
         stages = [features * 2**level for level in range(depth)]
         wide, pyramid = stages[-1], 4 * features
         stages += [wide, wide]

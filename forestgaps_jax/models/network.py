@@ -88,6 +88,7 @@ class Network(nnx.Module):
         self.detrend, self.opening_windows = detrend, tuple(opening_windows)
         self.norm, self.batch_size = layers.norm, layers.batch_size
         self.precision, self.spectral_norm = layers.precision, layers.spectral_norm
+        self.batch_norm_parts = layers.batch_norm_parts
         self.drop_path_rate = drop_path_rate
         self.dropout = nnx.Dropout(dropout)
         self.embed = None if steered is None else ThresholdEmbedding(EMBEDDING, rngs=layers.rngs)

@@ -101,6 +101,7 @@ def create_model_from_config(config: Config) -> nnx.Module:
         precision=config.precision,
         remat=config.remat,
         spectral_norm=config.spectral_norm,
+        batch_norm_parts=config.batch_norm_parts,
     )
     stride = getattr(model, "stride", 1)
     if config.tile_size % stride:

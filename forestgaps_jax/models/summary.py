@@ -105,6 +105,13 @@ def _settings(model: Network) -> list[tuple[str, str]]:
 
 def _normalisation(model: Network) -> str:
     chosen = {"batch": "BatchNorm", "group": "GroupNorm"}[choose_norm(model.norm, model.batch_size)]
+    if chosen == "BatchNorm":
+        whole = (
+            "of the whole batch"
+            if model.batch_norm_parts == 1
+            else f"of each of {model.batch_norm_parts} parts"
+        )
+        chosen += f", statistics {whole}"
     if model.norm != "adaptive" or model.batch_size is None:
         return chosen
     reason = "below" if model.batch_size < BATCH_OF_BATCH_NORM else "not below"

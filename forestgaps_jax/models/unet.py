@@ -38,6 +38,7 @@ class UNet(Network):
             and the last, which gives logits.
         remat: compute features again in the backward pass instead of keeping them.
         spectral_norm: divide each convolution's kernel by its largest singular value.
+        batch_norm_parts: equal parts of a batch that BatchNorm takes apart in training.
         rngs: the ``params`` stream initialises the weights; no random state is kept.
 
     Attributes:
@@ -67,11 +68,12 @@ class UNet(Network):
         precision: str = "float32",
         remat: bool = False,
         spectral_norm: bool = False,
+        batch_norm_parts: int = 1,
         rngs: nnx.Rngs,
     ):
         if block not in BLOCKS:
             raise ValueError(f"block = {block!r}: must be one of {', '.join(BLOCKS)}")
-        layers = Layers(rngs, norm, batch_size, precision, spectral_norm)
+        layers = Layers(rngs, norm, batch_size, precision, spectral_norm, batch_norm_parts)
         channels = [features * 2**level for level in range(depth + 1)]
         super().__init__(
             layers,

@@ -1,0 +1,273 @@
+"""Many devices, of one process or of several: who holds what, and how processes find each other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
+
+_AXES = ("data", "fsdp")
+"""Both divide the samples of a batch; the second divides large parameters too."""
+
+_SILENCE = 20
+"""Seconds without a word of a process after which the others take it for dead."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of a training, and what each of them holds.
+
+    Every device computes a part of each batch. The state lies whole on each, or with ``fsdp`` in parts on the
+    neighbours of one process, so that each process has all of it.
+
+    Attributes:
+        mesh: axes ``data`` and ``fsdp``; None for one device, on which everything stays as it is.
+    """
+
+    mesh: Mesh | None = None
+
+    @staticmethod
+    def of(count: int, fsdp: int = 1) -> "Devices":
+        """So many devices of each process.
+
+        Args:
+            count: devices; 0 for all.
+            fsdp: neighbours that hold a state together.
+
+        Raises:
+            ValueError: there are not so many, or ``fsdp`` does not divide them.
+        """
+        there = len(jax.local_devices())
+        if count > there:
+            raise ValueError(f"devices = {count}: there are {there} here; 0 takes all")
+        count = count or there
+        if count % fsdp:
+            raise ValueError(f"fsdp = {fsdp}: must divide the {count} devices of a process")
+        chosen = [d for i in range(jax.process_count()) for d in jax.local_devices(i)[:count]]
+        if len(chosen) == 1:
+            return Devices()
+        shape = len(chosen) // fsdp, fsdp
+        return Devices(Mesh(np.array(chosen).reshape(shape), _AXES, axis_types=(AxisType.Auto,) * 2))
+
+    @property
+    def count(self) -> int:
+        """Devices of all processes."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def count_here(self) -> int:
+        """Devices of this process."""
+        return 1 if self.mesh is None else len(self.mesh.local_devices)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse batches that the devices cannot share evenly.
+
+        Raises:
+            ValueError: says the nearest sizes.
+        """
+        if batch_size % self.count:
+            below = batch_size // self.count * self.count
+            sizes = f"{below} or {below + self.count}" if below else f"{self.count}"
+            raise ValueError(
+                f"batch_size = {batch_size}: must be a multiple of the {self.count} devices that share each "
+                f"batch: {sizes}; or take fewer by devices"
+            )
+
+    def replicate(self, tree: T) -> T:
+        """The same arrays whole on every device; all processes give the same."""
+        return self._placed(tree, lambda leaf: PartitionSpec())
+
+    def place_state(self, tree: T) -> T:
+        """A state on the devices; all processes give the same."""
+        fsdp = 1 if self.mesh is None else self.mesh.shape["fsdp"]
+        return self._placed(tree, lambda leaf: _state_spec(leaf, fsdp))
+
+    def share(self, tree: T) -> T:
+        """Arrays ``[batch, ...]`` divided among the devices; each process gives its own part of the batch."""
+        if self.mesh is None:
+            return tree
+        sharding = NamedSharding(self.mesh, PartitionSpec(_AXES))
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+
+    def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled function that knows its devices."""
+        return function if self.mesh is None else _OnMesh(function, self.mesh)
+
+    def _placed(self, tree: T, spec: Callable[[Any], PartitionSpec]) -> T:
+        if self.mesh is None:
+            return tree
+        mesh = self.mesh
+
+        def place(leaf: Any) -> Any:
+            sharding = NamedSharding(mesh, spec(leaf))
+            if jax.process_count() == 1 or getattr(leaf, "sharding", None) == sharding:
+                return jax.device_put(leaf, sharding)
+            if _is_key(leaf):
+                data = place(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            values = gathered(leaf)
+            return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+        return jax.tree.map(place, tree)
+
+
+ONE_DEVICE = Devices()
+"""Everything stays where it is."""
+
+
+class _OnMesh:
+    def __init__(self, function: Any, mesh: Mesh):
+        self._function, self._mesh = function, mesh
+
+    def __call__(self, *arguments: Any) -> Any:
+        with jax.set_mesh(self._mesh):
+            return self._function(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+
+def share_batch(batch: T) -> T:
+    """In a function that is being compiled: each device makes and holds its part of the samples.
+
+    Without a mesh (see `Devices.run`) nothing happens.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return batch if mesh.empty else jax.lax.with_sharding_constraint(batch, PartitionSpec(_AXES))
+
+
+def keep_state(state: T) -> T:
+    """Likewise: the state comes out as `Devices.place_state` puts it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return state
+
+    def keep(leaf: Any) -> Any:
+        if _is_key(leaf):  # lies as it did, where a constraint would describe that in other words
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, _state_spec(leaf, mesh.shape["fsdp"]))
+
+    return jax.tree.map(keep, state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _state_spec(leaf: Any, fsdp: int) -> PartitionSpec:
+    """Kernels of convolutions, and what the optimizer has of them, are divided by their outputs.
+
+    XLA gathers them where they are used. It would divide the work of smaller layers instead, and send
+    features around.
+    """
+    divided = fsdp > 1 and len(leaf.shape) == 4 and leaf.shape[-1] % fsdp == 0
+    return PartitionSpec(None, None, None, "fsdp") if divided else PartitionSpec()
+
+
+def on_one_device(tree: T) -> T:
+    """The whole arrays on this process's first device; asks no other process, copies only what was divided.
+
+    Arrays with parts in other processes stay as they are.
+    """
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1 or not is_here(leaf):
+            return leaf
+        return leaf.addressable_data(0) if leaf.is_fully_replicated else jax.numpy.asarray(gathered(leaf))
+
+    return jax.tree.map(take, tree)
+
+
+def is_here(tree: Any) -> bool:
+    """Whether this process has the whole arrays."""
+
+    def whole(leaf: Any) -> bool:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return True
+        parts = {str(shard.index): shard.data.size for shard in leaf.addressable_shards}
+        return sum(parts.values()) == leaf.size
+
+    return all(map(whole, jax.tree.leaves(tree)))
+
+
+def gathered(leaf: Any) -> np.ndarray:
+    """An array on the host, of the parts that lie on this process's devices.
+
+    Raises:
+        ValueError: other processes have parts that are not here.
+    """
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    if not is_here(leaf):
+        raise ValueError(f"an array {leaf.shape} has parts that lie in other processes")
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for shard in leaf.addressable_shards:
+        whole[shard.index] = shard.data
+    return whole
+
+
+def from_all(leaf: Any) -> np.ndarray:
+    """An array on the host with the parts of all processes, which all ask for it."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes, logs and draws: the only one, or the first."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def said_by_main(say: Callable[[], str]) -> str:
+    """What the main process says, in all of them."""
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return say()
+    from jax.experimental import multihost_utils
+
+    words = np.frombuffer(say().encode(), np.uint8) if is_main() else np.empty(0, np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(words))))
+    told = multihost_utils.broadcast_one_to_all(np.resize(words, length) if length else words)
+    return np.asarray(told, np.uint8).tobytes().decode()
+
+
+def wait_for_all(what: str) -> None:
+    """Wait until all processes are here."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def join_processes(distributed: str, process_id: int | None = None, process_count: int | None = None) -> None:
+    """Be one of several processes that train together, on one machine or on many.
+
+    Once it is one, a process that another has lost ends with an error.
+
+    Args:
+        distributed: ``"off"``: be alone; ``"auto"``: as TPU VMs, SLURM or Open MPI tell; or the address
+            ``host:port`` of the first process.
+        process_id: number of this process, from 0, where an address is given.
+        process_count: how many there are, likewise.
+
+    Raises:
+        ValueError: an address without both numbers, or these without an address; nothing tells of others.
+        RuntimeError: the others were not found.
+    """
+    numbers: dict[str, Any] = {"num_processes": process_count, "process_id": process_id}
+    addressed = distributed not in ("off", "auto")
+    if any((number is not None) != addressed for number in numbers.values()):
+        raise ValueError(
+            f"distributed = {distributed!r} with process_id = {process_id}, process_count = {process_count}: "
+            "an address (host:port) needs both numbers, 'auto' and 'off' neither"
+        )
+    if distributed == "off":
+        return
+    where: dict[str, Any] = {"coordinator_address": distributed, **numbers} if addressed else {}
+    patience: dict[str, Any] = {"heartbeat_timeout_seconds": _SILENCE, "shutdown_timeout_seconds": _SILENCE}
+    jax.distributed.initialize(**where, **patience)
