@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from forestgaps_jax.layers.initializers import he_normal
 from forestgaps_jax.layers.norm import AdaptiveNorm, Norm, choose_norm
+from forestgaps_jax.layers.winograd import conv3x3, is_faster
 
 
 class Conv(nnx.Module):
@@ -63,16 +64,22 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         if self.direction is not None:
             kernel = kernel / self._largest_singular_value(kernel, self.direction, train)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
+        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def _convolve(self, x: Array, kernel: Array) -> Array:
+        simple = self.stride == self.dilation == 1 and self.dtype == jnp.float32 and not self.exact
+        if simple and is_faster(x.shape, kernel.shape):
+            return conv3x3(x, kernel)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
             (self.stride, self.stride),
             "SAME",
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=jax.lax.Precision.HIGHEST if self.exact else None,
         )
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _largest_singular_value(self, kernel: Array, direction: nnx.BatchStat, train: bool) -> Array:
         with jax.default_matmul_precision("highest"):
