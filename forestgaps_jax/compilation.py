@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, update_wrapper
+from functools import cached_property, lru_cache, update_wrapper
 from typing import Any, TypeVar
 
 import jax
@@ -109,11 +109,12 @@ def watched() -> Iterator[Compilation]:
 class _Compiled:
     """Counts what JAX compiles in this process, from `begin` on."""
 
-    count = 0
+    count, _begun = 0, False
 
-    @cache
     def begin(self) -> None:
-        monitoring.register_event_duration_secs_listener(self._count)
+        if not self._begun:
+            monitoring.register_event_duration_secs_listener(self._count)
+            self._begun = True
 
     def _count(self, event: str, duration_secs: float, **_: Any) -> None:
         self.count += event == _BACKEND

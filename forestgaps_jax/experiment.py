@@ -24,7 +24,7 @@ from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config, parameter_count
 from forestgaps_jax.models.registry import REGRESSION_LOSSES
-from forestgaps_jax.parallel import Devices, is_main, said_by_main, wait_for_all
+from forestgaps_jax.parallel import Devices, is_main, wait_for_all
 from forestgaps_jax.run_folder import differing_settings, find_run, held, new_run_folder
 from forestgaps_jax.state import TrainState, create_state
 from forestgaps_jax.types import BatchSource, Site
@@ -81,14 +81,7 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
 
 
 def _run_folder(config: Config, resume: Literal["auto", "never"]) -> Path:
-    """The folder to train in; says which of those that are there it is, and why.
-
-    Of several processes the main one chooses.
-    """
-    return Path(said_by_main(lambda: str(_chosen_folder(config, resume))))
-
-
-def _chosen_folder(config: Config, resume: Literal["auto", "never"]) -> Path:
+    """The folder to train in; says which of those that are there it is, and why."""
     first = Path(config.runs_dir) / config.name
     if resume == "auto" and (found := find_run(config)) is not None:
         newest = checkpoint.latest(found / "checkpoints")

@@ -50,9 +50,7 @@ def train(
 ) -> tuple[TrainState, dict[str, list[Any]]]:
     """Train up to ``config.epochs`` epochs.
 
-    All devices of the process share each batch, or as many as ``config.devices`` says; after
-    `forestgaps_jax.parallel.join_processes` those of all processes, which all call this with the same
-    settings and data, but for iterables of batches, of which each gives its own part.
+    All devices share each batch, or as many as ``config.devices`` says.
 
     Training goes on from ``state.step``: a new state starts at the first epoch, the state of a finished run
     is returned as it is. Ctrl-C and SIGTERM end it at the next step, with a checkpoint where there is a

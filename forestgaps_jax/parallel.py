@@ -13,9 +13,6 @@ T = TypeVar("T")
 _AXES = ("data", "fsdp")
 """Both divide the samples of a batch; the second divides large parameters too."""
 
-_SILENCE = 20
-"""Seconds without a word of a process after which the others take it for dead."""
-
 
 @dataclass(frozen=True)
 class Devices:
@@ -242,32 +239,3 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
-
-
-def join_processes(distributed: str, process_id: int | None = None, process_count: int | None = None) -> None:
-    """Be one of several processes that train together, on one machine or on many.
-
-    Once it is one, a process that another has lost ends with an error.
-
-    Args:
-        distributed: ``"off"``: be alone; ``"auto"``: as TPU VMs, SLURM or Open MPI tell; or the address
-            ``host:port`` of the first process.
-        process_id: number of this process, from 0, where an address is given.
-        process_count: how many there are, likewise.
-
-    Raises:
-        ValueError: an address without both numbers, or these without an address; nothing tells of others.
-        RuntimeError: the others were not found.
-    """
-    numbers: dict[str, Any] = {"num_processes": process_count, "process_id": process_id}
-    addressed = distributed not in ("off", "auto")
-    if any((number is not None) != addressed for number in numbers.values()):
-        raise ValueError(
-            f"distributed = {distributed!r} with process_id = {process_id}, process_count = {process_count}: "
-            "an address (host:port) needs both numbers, 'auto' and 'off' neither"
-        )
-    if distributed == "off":
-        return
-    where: dict[str, Any] = {"coordinator_address": distributed, **numbers} if addressed else {}
-    patience: dict[str, Any] = {"heartbeat_timeout_seconds": _SILENCE, "shutdown_timeout_seconds": _SILENCE}
-    jax.distributed.initialize(**where, **patience)

@@ -1,10 +1,7 @@
 """The commands around a run's training: train, evaluate, replay."""
 
-import logging
-import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,13 +24,6 @@ def train(argv: list[str]) -> None:
         resume: Literal["auto", "never"] = "auto"
         """auto: go on with the latest run of this name and these settings, from its newest checkpoint; one
         that is finished is scored again. never: begin a new run, in a folder of its own."""
-        distributed: str = "off"
-        """Train in several processes, each started by this command, with the run folder on a disk that all
-        see. auto: as TPU VMs, SLURM or Open MPI tell; or host:port of the first process."""
-        process_id: int | None = None
-        """Number of this process, from 0, where distributed is an address."""
-        process_count: int | None = None
-        """How many processes there are, likewise."""
 
     settings = tyro.cli(
         Training,
@@ -45,23 +35,8 @@ def train(argv: list[str]) -> None:
     )
     settings.config.validate()
     from forestgaps_jax.experiment import run_training
-    from forestgaps_jax.parallel import is_main, join_processes
 
-    join_processes(settings.distributed, settings.process_id, settings.process_count)
-    with nullcontext() if is_main() else _silent():
-        folder, _ = run_training(settings.config, settings.resume)
-        _say_what_next(folder)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Say nothing but errors."""
-    logging.getLogger("forestgaps_jax").setLevel(logging.ERROR)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        yield
-
-
-def _say_what_next(folder: Path) -> None:
+    folder, _ = run_training(settings.config, settings.resume)
     quoted = shlex.quote(str(folder))
     print(f"\nrun folder: {folder}")
     print(f"figures:    {folder}/figures")

@@ -4,6 +4,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
+import numpy as np
+
 from forestgaps_jax.data.cut_tiles import CutTiles
 from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.parallel import Devices
@@ -25,7 +28,7 @@ def on_devices(source: Any, devices: Devices) -> Any:
         devices.check_batch(source.config.batch_size)
         return replace(source, put=partial(_divide, devices))
     if isinstance(source, Sampler):
-        devices.check_batch(source.batch_size)
+        devices.check_batch(jax.eval_shape(source.sample, np.int32(0)).dsm.shape[0])
         return devices.replicate(source)
     return source
 

@@ -98,8 +98,8 @@ class Norm(nnx.Module):
             return self.mean[...], self.var[...]
         if len(x) % self.parts:
             raise ValueError(f"batch_norm_parts = {self.parts}: must divide the batch of {len(x)} samples")
-        parts = [a.reshape(self.parts, -1, *a.shape[1:]) for a in (x, known)]
-        mean, var, pixels = _moments(*parts, (1, 2, 3))
+        features, there = (a.reshape(self.parts, -1, *a.shape[1:]) for a in (x, known))
+        mean, var, pixels = _moments(features, there, (1, 2, 3))
         # A batch without a known pixel has no statistics to learn from; nor has such a part.
         share = pixels / jnp.maximum(jnp.sum(pixels), 1.0)
         rate = jnp.where(jnp.sum(pixels) > 0, 1.0 - self.momentum, 0.0)
