@@ -59,7 +59,7 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**28),
 }
 """Makes glibc keep what is freed, as the allocators do that PyTorch's guide to CPUs recommends: else the
-kernel clears every large tensor anew, a quarter of a step of 8 x 256 px."""
+kernel clears every large tensor anew."""
 DISTURBED = 0.2
 """Cores that others keep busy, from which times are not to be trusted (workers that load data are others)."""
 
