@@ -1,4 +1,4 @@
-"""Many devices, of one process or of several: who holds what, and how processes find each other."""
+"""Many devices: who holds what, and who speaks for all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _AXES = ("data", "fsdp")
 class Devices:
     """The devices of a training, and what each of them holds.
 
-    Every device computes a part of each batch. The state lies whole on each, or with ``fsdp`` in parts on the
+    Every device computes a part of each batch, as `jax.sharding` has it. The state lies whole on each, or with ``fsdp`` in parts on the
     neighbours of one process, so that each process has all of it.
 
     Attributes:
@@ -79,7 +79,10 @@ class Devices:
         return self._placed(tree, lambda leaf: PartitionSpec())
 
     def place_state(self, tree: T) -> T:
-        """A state on the devices; all processes give the same."""
+        """A state on the devices; all processes give the same.
+
+        It may share memory with what was given: whoever gives its arrays away copies them before.
+        """
         fsdp = 1 if self.mesh is None else self.mesh.shape["fsdp"]
         return self._placed(tree, lambda leaf: _state_spec(leaf, fsdp))
 
