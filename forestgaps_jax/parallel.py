@@ -18,7 +18,7 @@ _AXES = ("data", "fsdp")
 class Devices:
     """The devices of a training, and what each of them holds.
 
-    Every device computes a part of each batch, as `jax.sharding` has it. The state lies whole on each, or with ``fsdp`` in parts on the
+    Every device computes a part of each batch. The state lies whole on each, or with ``fsdp`` in parts on the
     neighbours of one process, so that each process has all of it.
 
     Attributes:
@@ -134,16 +134,16 @@ class _OnMesh:
 def share_batch(batch: T) -> T:
     """In a function that is being compiled: each device makes and holds its part of the samples.
 
-    Without a mesh (see `Devices.run`) nothing happens.
+    Without a mesh of these axes (see `Devices.run`) nothing happens.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    return batch if mesh.empty else jax.lax.with_sharding_constraint(batch, PartitionSpec(_AXES))
+    known = jax.sharding.get_abstract_mesh().axis_names == _AXES
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(_AXES)) if known else batch
 
 
 def keep_state(state: T) -> T:
     """Likewise: the state comes out as `Devices.place_state` puts it."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.axis_names != _AXES:
         return state
 
     def keep(leaf: Any) -> Any:
