@@ -91,7 +91,9 @@ def test_fault_03_a_users_callback_drops_none_of_the_default_ones(state, config,
 
     settings = replace(config, name="mine", runs_dir=str(tmp_path), use_progress_bar=True)
     _, history = train(state, settings, data, [Mine()])
-    printed = capsys.readouterr().out.splitlines()
+    # Whether the step is compiled, which is told, depends on the tests before.
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line for line in lines if not line.startswith("the training step was")]
     assert [line[:9] for line in printed[::2]] == ["epoch 1/2", "epoch 2/2"]
     assert printed[1::2] == [str(metrics["iou"]) for metrics in history["val_metrics"]]
     folder = tmp_path / "mine"

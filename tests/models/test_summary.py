@@ -43,10 +43,13 @@ def test_parameters_of_a_unet_are_those_of_its_layers():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"norm": "batch"}, "BatchNorm"),
+        ({"norm": "batch"}, "BatchNorm, statistics of the whole batch"),
         ({"norm": "group", "batch_size": 32}, "GroupNorm"),
         ({"norm": "adaptive", "batch_size": 8}, "GroupNorm (adaptive: batch_size = 8 is below 16)"),
-        ({"norm": "adaptive", "batch_size": 16}, "BatchNorm (adaptive: batch_size = 16 is not below 16)"),
+        (
+            {"norm": "adaptive", "batch_size": 16},
+            "BatchNorm, statistics of the whole batch (adaptive: batch_size = 16 is not below 16)",
+        ),
     ],
 )
 def test_normalisation_is_told_in_words(options, words):
