@@ -32,20 +32,19 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from timing import machine, quartiles, versions
 
 TORCH = ("eager", "channels_last", "compile", "max-autotune", "habits")
 PLAIN = ("ours", *TORCH)
@@ -91,7 +90,10 @@ def compare(options: argparse.Namespace) -> None:
         record = {
             "command": " ".join([Path(sys.executable).name, *sys.argv]),
             "settings": vars(options),
-            "machine": machine(children),
+            "machine": {
+                **machine(),
+                "devices": sorted({child.about["device"] for child in children.values()}),
+            },
             "versions": versions(),
             "contestants": {name: child.summary(seconds[name]) for name, child in children.items()},
         }
@@ -235,11 +237,6 @@ def busy_seconds() -> float:
     return 0.0
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
-    return low, median, high
-
-
 def rival(name: str, other: str) -> bool:
     """Whether these are ours and PyTorch's, of one precision."""
     return is_ours(name) and not is_ours(other) and name.endswith("-bf16") == other.endswith("-bf16")
@@ -284,29 +281,6 @@ def against(record: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
         plain = record["contestants"][name]["median"] / stored["contestants"][name]["median"]
         found[name] = {"median": statistics.median(by.values()), "by_rival": by, "not_normalised": plain}
     return found
-
-
-def machine(children: dict[str, Child]) -> dict[str, Any]:
-    """Where this runs."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = [flag for flag in cpu.get("flags", "").split() if flag.startswith(("avx512", "amx"))]
-    return {
-        "cpu": cpu.get("model name", platform.processor()).strip(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "flags": flags,
-        "devices": sorted({child.about["device"] for child in children.values()}),
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    packages = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "torch", "numpy")}
-    return {"python": platform.python_version(), **packages, "forestgaps_jax": commit.stdout.strip()}
 
 
 def report(record: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ canopy that is drawn by weight. Both steps take turns; medians and quartiles of 
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import quartiles, take_turns
 
 from forestgaps_jax import Config, create_state
 from forestgaps_jax.data import create_data, put_on_terrain, virtual_forest
@@ -34,29 +36,25 @@ def main(rounds: int) -> None:
     step = make_train_step(make_recipe(config, sampler.steps_per_epoch))
     begin = create_state(create_model_from_config(config), config)
     sources = {"sampler": sampler, "fixed batch": jax.jit(sampler.sample)(0)}
-    seconds = {name: [] for name in sources}
-    for number in range(rounds + 1):
-        for name, source in sources.items():
-            passed = run(step, jax.tree.map(jnp.copy, begin), config, source)
-            if number:  # the first compiles
-                seconds[name].append(passed / STEPS)
+    ways = {name: partial(run, step, begin, config, source) for name, source in sources.items()}
+    seconds = take_turns(ways, rounds, warm_up=1)  # the first compiles
     for name, times in seconds.items():
-        print(f"{name:12s} {quartiles(times)} s a step")
-    print("ratio        " + quartiles(np.divide(*seconds.values())))
+        print(f"{name:12s} {told(times)} s a step")
+    print("ratio        " + told(np.divide(*seconds.values())))
 
 
 def run(step: Any, state: Any, config: Config, source: Any) -> float:
-    """Seconds of some steps."""
-    totals = Totals.zeros(config.thresholds)
+    """Seconds of a step, the mean of some."""
+    state, totals = jax.tree.map(jnp.copy, state), Totals.zeros(config.thresholds)
     begin = time.perf_counter()
     for _ in range(STEPS):
         state, totals, logs = step(state, totals, source)
     jax.block_until_ready(logs)
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) / STEPS
 
 
-def quartiles(values: Any) -> str:
-    low, middle, high = np.percentile(values, (25, 50, 75))
+def told(values: Any) -> str:
+    low, middle, high = quartiles(values)
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import rasterio
 from rasterio.transform import Affine
+from timing import quartiles
 
 from forestgaps_jax import Config, create_state
 from forestgaps_jax.data import create_data, read_site, stream
@@ -139,11 +140,6 @@ def run(step: Any, state: Any, config: Config, batches: Any) -> float:
         state, totals, logs = step(state, totals, batch)
     jax.block_until_ready(logs)
     return (time.perf_counter() - begin) / STEPS
-
-
-def quartiles(values: Any) -> list[float]:
-    """The lower, the median, the upper."""
-    return [round(float(value), 4) for value in np.percentile(values, (25, 50, 75))]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import predicts_heights
 from forestgaps_jax.together import Together, take_turns, vectorize
 from forestgaps_jax.totals import Totals
-from forestgaps_jax.types import BatchSource, Data, Site
+from forestgaps_jax.types import Data, Site
 
 
 def train_many(
@@ -139,7 +139,7 @@ def _run_epoch(members: _Members, together: Together, epoch: int, advance: Calla
     start = time.perf_counter()
     totals = together.combine([no_totals(recipe) for recipe in members.recipes])
     in_flight, logs = InFlight(), None
-    for number, batch in enumerate(_batches(members.data.train, epoch)):
+    for number, batch in enumerate(read_batches(members.data.train, epoch=epoch)):
         together.states, totals, logs, first = together.step(together.states, totals, batch)
         in_flight.push(number, batch, first)
         advance()
@@ -157,10 +157,6 @@ def _run_epoch(members: _Members, together: Together, epoch: int, advance: Calla
             history[name].append(value)
         if train["skipped_steps"] == members.steps:
             logging.getLogger(__name__).warning("member %d has diverged: it stays as it is", number)
-
-
-def _batches(source: BatchSource, epoch: int) -> Any:
-    return read_batches(source.epoch(epoch) if hasattr(source, "epoch") else source)  # type: ignore[union-attr]
 
 
 def _validate(members: _Members, together: Together) -> list[Totals]:

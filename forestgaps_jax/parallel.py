@@ -182,11 +182,16 @@ def on_one_device(tree: T) -> T:
     return jax.tree.map(take, tree)
 
 
+def _is_readable(leaf: Any) -> bool:
+    """Whether NumPy can read it."""
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
 def is_here(tree: Any) -> bool:
     """Whether this process has the whole arrays."""
 
     def whole(leaf: Any) -> bool:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        if _is_readable(leaf):
             return True
         parts = {str(shard.index): shard.data.size for shard in leaf.addressable_shards}
         return sum(parts.values()) == leaf.size
@@ -200,7 +205,7 @@ def gathered(leaf: Any) -> np.ndarray:
     Raises:
         ValueError: other processes have parts that are not here.
     """
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+    if _is_readable(leaf):
         return np.asarray(leaf)
     if not is_here(leaf):
         raise ValueError(f"an array {leaf.shape} has parts that lie in other processes")
@@ -212,21 +217,28 @@ def gathered(leaf: Any) -> np.ndarray:
 
 def from_all(leaf: Any) -> np.ndarray:
     """An array on the host with the parts of all processes, which all ask for it."""
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+    if _is_readable(leaf):
         return np.asarray(leaf)
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
+def own_share() -> tuple[int, int]:
+    """The number of this process and of all; (0, 1) where jax was not told of others, and is not woken."""
+    if not jax.distributed.is_initialized():
+        return 0, 1
+    return jax.process_index(), jax.process_count()
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes, logs and draws: the only one, or the first."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    return own_share()[0] == 0
 
 
 def said_by_main(say: Callable[[], str]) -> str:
     """What the main process says, in all of them."""
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if own_share()[1] == 1:
         return say()
     from jax.experimental import multihost_utils
 
@@ -238,7 +250,7 @@ def said_by_main(say: Callable[[], str]) -> str:
 
 def wait_for_all(what: str) -> None:
     """Wait until all processes are here."""
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if own_share()[1] > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)

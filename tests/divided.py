@@ -8,16 +8,16 @@ from collections import Counter
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from forestgaps_jax import create_state
 from forestgaps_jax.data import create_data, virtual_forest
+from forestgaps_jax.data.placing import on_devices
 from forestgaps_jax.models import create_model_from_config
+from forestgaps_jax.parallel import Devices
 from forestgaps_jax.recipe import make_recipe
 from forestgaps_jax.steps import predicts_heights, train_step
 from forestgaps_jax.totals import Totals
-from forestgaps_jax.types import Sampler
 from tests.conftest import TINY
 from tests.hlo import collectives, tiles_convolved
 
@@ -33,22 +33,20 @@ CASES = {
 
 def compiled(config, kind: str, whole: bool = False) -> str:
     """HLO of a step on a mesh; ``whole``: of one that gives back the batch it made, on every device."""
-    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
-    everywhere, divided = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    devices = Devices.of(DEVICES)
     sampler = create_data([virtual_forest(1, (64, 80), slope=20.0)], config).train
     state = create_state(create_model_from_config(config), config)
     recipe = make_recipe(config, sampler.steps_per_epoch)
-    source = sampler if kind == "sampler" else jax.eval_shape(sampler.sample, jnp.int32(0))
+    batch = jax.device_get(jax.jit(sampler.sample)(0))
+    source = on_devices(sampler, devices) if kind == "sampler" else devices.share(batch)
     totals = Totals.zeros(config.thresholds, training=True, heights=predicts_heights(recipe.loss))
 
     def step(state, totals, source):
-        if isinstance(source, Sampler):
-            source = jax.lax.with_sharding_constraint(source.sample(state.step), divided)
-        return train_step(recipe)(state, totals, source), source.dsm if whole else None
+        after = train_step(recipe)(state, totals, source)
+        return after, jax.lax.with_sharding_constraint(source.dsm, PartitionSpec()) if whole else None
 
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state, totals, source))
-    shardings = (everywhere, everywhere, everywhere if kind == "sampler" else divided)
-    return jax.jit(step, in_shardings=shardings, out_shardings=everywhere).lower(*shapes).compile().as_text()
+    lower = devices.run(jax.jit(step).lower)
+    return lower(devices.place_state(state), devices.replicate(totals), source).compile().as_text()
 
 
 def told(text: str) -> dict:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from forestgaps_jax.parallel import gathered
 from forestgaps_jax.state import TrainState
 
 FORMAT = 1
@@ -44,10 +43,7 @@ def state_of(arrays: dict[str, Any], like: TrainState) -> TrainState:
 
 def host(tree: Any) -> Any:
     """Copies of the arrays on the host, which no later step can take away; waits for the device."""
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()
-    return jax.tree.map(lambda leaf: np.array(gathered(leaf)), tree)
+    return jax.tree.map(np.array, jax.device_get(tree))
 
 
 def leaves_of(tree: Any) -> dict[str, str]:

@@ -37,7 +37,8 @@ def host_trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, 
         if np.asarray(leaf).dtype.kind not in "biufc" or not np.size(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise TypeError(f"{name} = {leaf!r} cannot be saved: must be an array of one number or more")
-    return host({"state": arrays_of(on_one_device(state))} | ({"progress": progress} if progress else {}))
+    state, progress = on_one_device((state, progress))
+    return host({"state": arrays_of(state)} | ({"progress": progress} if progress else {}))
 
 
 def write(

@@ -125,15 +125,18 @@ def steps_per_epoch(source: BatchSource) -> int:
 
 
 def read_batches(
-    source: BatchSource, listed: tuple[float, ...] | None = None, devices: Devices = ONE_DEVICE
+    source: BatchSource,
+    listed: tuple[float, ...] | None = None,
+    devices: Devices = ONE_DEVICE,
+    epoch: int = 0,
 ) -> Iterable[Batch | Sampler]:
-    """What the compiled step takes: a sampler again and again, or the batches of one pass.
+    """What the compiled step takes: a sampler again and again, or the batches of the pass ``epoch``.
 
     With ``listed``, one warning is logged where a batch on the host has a threshold that is not among these.
     """
     if isinstance(source, Sampler):
         return repeat(source, source.steps_per_epoch)
-    return BatchReader(source, listed=listed, devices=devices)
+    return BatchReader(source, listed=listed, epoch=epoch, devices=devices)
 
 
 class BatchReader:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import jax
 import numpy as np
 
 from forestgaps_jax.config import Config
@@ -14,6 +13,7 @@ from forestgaps_jax.data.pairs import with_pairs
 from forestgaps_jax.data.tile_stream import TileStream, import_grain
 from forestgaps_jax.data.tiles import all_tiles, split_blocks
 from forestgaps_jax.data.windows import Pair, open_pair
+from forestgaps_jax.parallel import own_share
 from forestgaps_jax.types import Data
 
 Pairs = FilePath | Sequence[Any]
@@ -86,13 +86,6 @@ def create_stream(pairs: Pairs, config: Config, *, share: tuple[int, int] | None
     return Data(
         _weighted(train, weights), val if len(val.places) else None, test if len(test.places) else None
     )
-
-
-def own_share() -> tuple[int, int]:
-    """The number of this process and of all; (0, 1) where jax was not told of others."""
-    if not jax.distributed.is_initialized():
-        return 0, 1
-    return jax.process_index(), jax.process_count()
 
 
 def open_pairs(config: Config) -> tuple[Pair, ...]:

@@ -136,7 +136,7 @@ class TileEpoch(Iterator[CutTiles]):
         samples = grain.MapDataset.range(len(source) * source.part)
         batches = samples.map(_sample_reader(source, number)).batch(source.part, batch_fn=list)
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-        ready = batches.to_iter_dataset(options).map(lambda tiles: _made(source, tiles))
+        ready = batches.to_iter_dataset(options).map(_batch_maker(source))
         ahead = grain.experimental.ThreadPrefetchIterDataset(ready, prefetch_buffer_size=_ON_DEVICE)
         self._batches, self._ended, self._tiles = iter(ahead), False, len(source.places)
         # Also where the pass is given up: what was asked for ahead is not read any more.
@@ -207,23 +207,30 @@ def _sample_reader(source: TileStream, epoch: int) -> Callable[[int], ReadTile]:
     return read_sample
 
 
-def _made(source: TileStream, tiles: Sequence[ReadTile]) -> _Made:
+def _batch_maker(source: TileStream) -> Callable[[Sequence[ReadTile]], _Made]:
     config = source.config
-    threshold = np.array([tile.threshold for tile in tiles], np.float32)
-    batch = CutTiles(
-        tiles=np.stack([tile.heights for tile in tiles]),
-        resolution=np.array([tile.resolution for tile in tiles], np.float32),
-        used=np.array([tile.used for tile in tiles]),
-        key=sampling_key(config.seed),
-        threshold=None if source.shuffle else threshold,
-        thresholds=config.thresholds,
-        threshold_range=config.threshold_range,
-        thresholds_per_tile=config.thresholds_per_tile,
-        augmentation=Augmentation.from_config(config) if source.shuffle else None,
-        names=Names(source.describe(tile.number) for tile in tiles if tile.number is not None),
-    )
-    failures = [(t.number, t.failure) for t in tiles if t.number is not None and t.failure is not None]
-    return _Made(source.put(batch), failures)
+    common: dict[str, Any] = {
+        "key": sampling_key(config.seed),
+        "thresholds": config.thresholds,
+        "threshold_range": config.threshold_range,
+        "thresholds_per_tile": config.thresholds_per_tile,
+        "augmentation": Augmentation.from_config(config) if source.shuffle else None,
+    }
+
+    def make(tiles: Sequence[ReadTile]) -> _Made:
+        threshold = np.array([tile.threshold for tile in tiles], np.float32)
+        batch = CutTiles(
+            tiles=np.stack([tile.heights for tile in tiles]),
+            resolution=np.array([tile.resolution for tile in tiles], np.float32),
+            used=np.array([tile.used for tile in tiles]),
+            threshold=None if source.shuffle else threshold,
+            names=Names(source.describe(tile.number) for tile in tiles if tile.number is not None),
+            **common,
+        )
+        failures = [(t.number, t.failure) for t in tiles if t.number is not None and t.failure is not None]
+        return _Made(source.put(batch), failures)
+
+    return make
 
 
 def import_grain() -> Any:
