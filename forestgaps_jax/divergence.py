@@ -14,6 +14,7 @@ from forestgaps_jax import checkpoint
 from forestgaps_jax.data.cut_tiles import CutTiles
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.loss import Loss
+from forestgaps_jax.parallel import done_by_main
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import StepLogs
 from forestgaps_jax.types import Batch, Sampler
@@ -89,10 +90,15 @@ def read_batch(folder: Path) -> Batch:
 
 
 def _write(folder: Path, state: TrainState, batch: Batch, told: dict[str, Any]) -> None:
-    folder.mkdir(exist_ok=True)
     arrays: dict[str, Any] = {name: part for name, part in vars(batch).items() if part is not None}
-    np.savez_compressed(folder / "batch.npz", **jax.device_get(arrays))
-    (folder / "report.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    arrays = jax.device_get(arrays)
+
+    def write_batch() -> None:
+        folder.mkdir(exist_ok=True)
+        np.savez_compressed(folder / "batch.npz", **arrays)
+        (folder / "report.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+    done_by_main(write_batch)
     checkpoint.save_one(folder / "state", state, told)
 
 

@@ -17,7 +17,7 @@ from forestgaps_jax.evaluation import score
 from forestgaps_jax.in_flight import InFlight
 from forestgaps_jax.interruption import Interruption
 from forestgaps_jax.optimization import create_plateau
-from forestgaps_jax.parallel import is_here, is_main, on_one_device
+from forestgaps_jax.parallel import is_here, on_one_device
 from forestgaps_jax.recipe import Recipe
 from forestgaps_jax.state import TrainState
 from forestgaps_jax.steps import StepLogs, predicts_heights
@@ -194,8 +194,7 @@ def _refuse_divergence(
 ) -> None:
     if int(logs.skipped_in_a_row) >= run.config.max_skipped_steps:
         step = epoch * run.steps_per_epoch + number
-        here = is_main() and is_here(source)
-        folder, state = run.folder if here else None, on_one_device(run.state)
+        folder, state = run.folder if is_here(source) else None, on_one_device(run.state)
         raise divergence(folder, state, step, run.steps_per_epoch, on_one_device(source), logs, recipe.loss)
 
 

@@ -22,7 +22,7 @@ from forestgaps_jax.epochs import HISTORY, Training, no_totals, run_epochs
 from forestgaps_jax.evaluation import evaluate, predict
 from forestgaps_jax.interruption import Interruption
 from forestgaps_jax.loss import Loss
-from forestgaps_jax.parallel import Devices, is_main, on_one_device
+from forestgaps_jax.parallel import Devices, done_by_main, on_one_device, refuse_different
 from forestgaps_jax.readiness import check_monitors, check_state, model_logs, threshold_weights
 from forestgaps_jax.recipe import Optimizer, make_recipe
 from forestgaps_jax.run_folder import OF_NO_CONSEQUENCE, find_run, held, new_run_folder
@@ -114,6 +114,8 @@ def train(
         saved = _checkpoint_to_go_on_from(place, state, config, steps, resume)
         if saved is not None and resume == "auto":
             state, history = saved.state, history_of(saved)
+        agreed = config.to_dict(), int(state.step), steps
+        refuse_different("settings, the state's step and the steps of an epoch", repr(agreed))
         heights = predicts_heights(recipe.loss)
         run = _new_run(state, config, data, steps, history, place, heights, devices)
         if saved is not None:
@@ -163,8 +165,7 @@ def _checkpoint_to_go_on_from(
             f"{folder} was trained on {saved.info['steps_per_epoch']} batches an epoch, and data.train has "
             f"{steps}: go on with the same data, or begin in another folder"
         )
-    if is_main():
-        set_aside(place, saved.damaged)
+    done_by_main(lambda: set_aside(place, saved.damaged))
     _tell_of_differences(folder, saved)
     return saved
 

@@ -6,14 +6,14 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from forestgaps_jax.config import Config
-from forestgaps_jax.parallel import is_main, said_by_main
+from forestgaps_jax.parallel import done_by_main, refuse_unshared, said_by_main
 
 try:
     import fcntl
@@ -115,15 +115,24 @@ def write_settings(config: Config, folder: Path, name: str) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Hold a run folder against other processes; whoever is killed, with all that it forked, lets go of it.
 
-    Of several processes that train together the main one does.
+    Of several processes that train together the main one does; all need to see the folder.
 
     Windows, and file systems without locks, hold nothing.
 
     Raises:
         BlockingIOError: another process is training in it.
+        OSError: not all of the processes that train together see it.
     """
+    with ExitStack() as stack:
+        done_by_main(lambda: stack.enter_context(_locked(folder)))
+        refuse_unshared(folder)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     key = folder.resolve()
-    if fcntl is None or key in _held or not is_main():
+    if fcntl is None or key in _held:
         yield
         return
     with open(folder / ".lock", "a") as file:
@@ -144,7 +153,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def _is_held_elsewhere(folder: Path) -> bool:
     try:
-        with held(folder):
+        with _locked(folder):
             return False
     except OSError:  # or nothing can be written there
         return True

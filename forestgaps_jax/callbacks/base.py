@@ -26,7 +26,8 @@ class Callback:
     run: Run
     main_only = False
     """Of several processes, only the main one has it. What it does must not need the others: it looks at
-    `forestgaps_jax.parallel.on_one_device` of the state. All others must come to the same in each process."""
+    `forestgaps_jax.parallel.on_one_device` of the state, and its `state_dict` is not kept. All others must
+    come to the same in each process."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint shall keep of this callback: dictionaries and lists of arrays and numbers."""

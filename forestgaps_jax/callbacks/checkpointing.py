@@ -1,13 +1,13 @@
 """Checkpoints while training."""
 
 import logging
-import time
 from typing import Any
 
 from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.monitor import Monitor
 from forestgaps_jax.callbacks.resumption import information, progress
 from forestgaps_jax.checkpoint import Checkpointer
+from forestgaps_jax.parallel import Alarm
 
 
 class CheckpointingCallback(Callback):
@@ -33,8 +33,6 @@ class CheckpointingCallback(Callback):
             that such a network has not.
         OSError: at the start: the folder cannot be written to.
     """
-
-    main_only = True
 
     def __init__(
         self,
@@ -63,7 +61,7 @@ class CheckpointingCallback(Callback):
         for past in self.run.past_epochs():
             self._monitor.update(past)
         self._save_frequency = save_frequency or config.save_frequency
-        self._checkpointer, self._saved_at = None, time.monotonic()
+        self._checkpointer, self._alarm = None, Alarm(60 * config.save_minutes)
         if self.run.folder is None:
             return
         folder, best = self.run.folder / "checkpoints", max_to_keep or config.max_to_keep
@@ -72,8 +70,7 @@ class CheckpointingCallback(Callback):
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save where it was asked for or is time, and before the training ends within an epoch."""
         cut_short = self.run.stop_reason is not None and batch + 1 < self.run.steps_per_epoch
-        minutes = self.run.config.save_minutes
-        due = minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        due = self.run.config.save_minutes > 0 and self._alarm.rings()
         if due or self.run.save_requested or self.run.interrupted or cut_short:
             self._save()
 
@@ -101,6 +98,7 @@ class CheckpointingCallback(Callback):
             logging.getLogger(__name__).error("the last checkpoint is lost: %s", error)
 
     def _save(self, score: float | None = None) -> None:
-        self.run.save_requested, self._saved_at = False, time.monotonic()
+        self.run.save_requested = False
+        self._alarm.reset()
         if self._checkpointer is not None:
             self._checkpointer.save(self.run.state, information(self.run), score, progress(self.run))

@@ -20,8 +20,6 @@ class LearningRateMonitor(Callback):
         rates: their learning rates.
     """
 
-    main_only = True
-
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.rates: list[float] = []

@@ -12,6 +12,7 @@ from forestgaps_jax.callbacks.base import Callback
 from forestgaps_jax.callbacks.run import Position, Run
 from forestgaps_jax.checkpoint import Checkpoint
 from forestgaps_jax.metrics import from_json, to_json
+from forestgaps_jax.parallel import is_alone
 from forestgaps_jax.totals import Totals
 
 
@@ -39,7 +40,10 @@ def progress(run: Run) -> dict[str, Any]:
     if run.position.totals is not None:
         arrays["totals"] = jax.tree.leaves(run.position.totals)
         arrays["lr"] = run.position.lr
-    states = {name: state for name, callback in _named(run.callbacks) if (state := callback.state_dict())}
+    # Of several processes all write, so all must have the same.
+    alone = is_alone()
+    kept = [(name, callback) for name, callback in _named(run.callbacks) if alone or not callback.main_only]
+    states = {name: state for name, callback in kept if (state := callback.state_dict())}
     return arrays | ({"callbacks": states} if states else {})
 
 

@@ -24,8 +24,6 @@ class Timer(Callback):
             validation; the first, which compiles, counts only while it is the only one.
     """
 
-    main_only = True
-
     def __init__(self) -> None:
         self._forget()
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from forestgaps_jax.checkpoint.contents import arrays_of, former, host, leaves_of, write_record
+from forestgaps_jax.checkpoint.contents import arrays_of, former, host, write_record
 from forestgaps_jax.checkpoint.reading import damaged_ones, set_aside
-from forestgaps_jax.parallel import on_one_device
+from forestgaps_jax.parallel import done_by_main, is_alone, is_main, on_one_device
 from forestgaps_jax.state import TrainState
 
 
@@ -27,7 +28,9 @@ def reached_preemption(step: int) -> bool:
 
 
 def host_trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, Any]:
-    """Copies of what a checkpoint holds on the host; waits for the device.
+    """Copies of what a checkpoint holds; on the host, for which the device is waited for.
+
+    Of several processes each keeps what it has of the state on its devices.
 
     Raises:
         TypeError: a leaf of ``progress`` that is no array of numbers, or an empty one, which Orbax cannot
@@ -37,24 +40,46 @@ def host_trees(state: TrainState, progress: dict[str, Any] | None) -> dict[str, 
         if np.asarray(leaf).dtype.kind not in "biufc" or not np.size(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise TypeError(f"{name} = {leaf!r} cannot be saved: must be an array of one number or more")
-    state, progress = on_one_device((state, progress))
-    return host({"state": arrays_of(state)} | ({"progress": progress} if progress else {}))
+    kept = {"progress": host(on_one_device(progress))} if progress else {}
+    if is_alone():
+        return {"state": host(arrays_of(on_one_device(state))), **kept}
+    return {"state": jax.tree.map(jnp.copy, arrays_of(state)), **kept}
 
 
-def write(
-    path: Path, step: int, trees: dict[str, Any], info: dict[str, Any], score: float | None = None
-) -> None:
-    """Write a checkpoint beside where it belongs, and move it there when it is whole and on the disk."""
+def begin(path: Path, trees: dict[str, Any]) -> Any:
+    """Begin to write the arrays of a checkpoint beside where it belongs.
+
+    Of several processes all begin together, in their main threads, and each writes its share; from then on
+    nothing of it runs on the devices.
+
+    Returns:
+        Orbax's response, to wait for.
+    """
     from orbax.checkpoint import v1 as ocp
 
-    new, old = path.with_name(f"{path.name}.new"), former(path)
-    _refuse_full_disk(path.parent, trees)
+    done_by_main(lambda: _refuse_full_disk(path.parent, trees))
     context = ocp.Context()
     # Orbax's threads would wait minutes for a folder that could not be made.
     context.asynchronous.create_directories_asynchronously = False
     with context, _quiet():
-        ocp.save_checkpointables(str(new), trees, overwrite=True)
-    write_record(new, step, leaves_of(trees["state"]), info, score)
+        return ocp.save_checkpointables_async(str(_new(path)), trees, overwrite=True)
+
+
+def finish(
+    path: Path,
+    written: Any,
+    step: int,
+    leaves: dict[str, str],
+    info: dict[str, Any],
+    score: float | None,
+) -> None:
+    """Move a checkpoint to where it belongs when it is whole and on the disk; the main process does."""
+    with _quiet():
+        written.result()
+    if not is_main():
+        return
+    new, old = _new(path), former(path)
+    write_record(new, step, leaves, info, score)
     for part in [*new.rglob("*"), new]:
         _sync(part)
     if path.exists():
@@ -63,6 +88,10 @@ def write(
     new.rename(path)
     _sync(path.parent)
     remove(old)
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.new")
 
 
 def prepare(folder: Path) -> None:

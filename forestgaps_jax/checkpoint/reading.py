@@ -21,6 +21,7 @@ from forestgaps_jax.checkpoint.contents import (
     read_record,
     state_of,
 )
+from forestgaps_jax.parallel import own_share
 from forestgaps_jax.state import TrainState
 
 
@@ -178,8 +179,6 @@ def _first_whole(
 
 
 def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = None) -> Checkpoint:
-    from orbax.checkpoint import v1 as ocp
-
     record = read_record(path)
     if path.name.isdigit() and record["step"] != int(path.name):
         raise DamagedCheckpoint(f"{path} holds step {record['step']}")
@@ -192,7 +191,7 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
         targets["progress"] = None
     # In a thread of its own no signal finds Orbax at work, which would take it for a broken checkpoint.
     with ThreadPoolExecutor(1) as reader:
-        trees: dict[str, Any] = reader.submit(ocp.load_checkpointables, str(path), targets).result()
+        trees: dict[str, Any] = reader.submit(_load, path, targets).result()
     restored = state_of(trees["state"], state)
     return Checkpoint(
         restored,
@@ -201,6 +200,16 @@ def _read(path: Path, state: TrainState, settings: Mapping[str, Any] | None = No
         versions=record["versions"],
         differing=differing,
     )
+
+
+def _load(path: Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """The whole arrays, for this process alone, whatever others do."""
+    from orbax.checkpoint import v1 as ocp
+
+    context, own = ocp.Context(), own_share()[0]
+    context.multiprocessing.primary_host, context.multiprocessing.active_processes = own, {own}
+    with context:
+        return ocp.load_checkpointables(str(path), targets)
 
 
 def _refuse_another(

@@ -1,6 +1,9 @@
 """The commands around a run's training: train, evaluate, replay."""
 
+import logging
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,14 @@ def train(argv: list[str]) -> None:
         resume: Literal["auto", "never"] = "auto"
         """auto: go on with the latest run of this name and these settings, from its newest checkpoint; one
         that is finished is scored again. never: begin a new run, in a folder of its own."""
+        distributed: str = "off"
+        """Train in several processes, on one machine or many, each started by this same command. auto: as TPU
+        VMs, SLURM or Open MPI tell; or the address host:port of process 0. runs_dir must be on a disk that
+        all of them see; process 0 alone prints, logs and draws. See docs/scaling.md."""
+        process_id: int | None = None
+        """Number of this process, from 0; with an address."""
+        process_count: int | None = None
+        """How many processes there are; with an address."""
 
     settings = tyro.cli(
         Training,
@@ -35,7 +46,10 @@ def train(argv: list[str]) -> None:
     )
     settings.config.validate()
     from forestgaps_jax.experiment import run_training
+    from forestgaps_jax.parallel import join_processes
 
+    join_processes(settings.distributed, settings.process_id, settings.process_count)
+    _leave_speaking_to_main()
     folder, _ = run_training(settings.config, settings.resume)
     quoted = shlex.quote(str(folder))
     print(f"\nrun folder: {folder}")
@@ -44,6 +58,14 @@ def train(argv: list[str]) -> None:
     print(f"one page:   forestgaps-jax report {quoted}")
     print(f"a map:      forestgaps-jax predict {quoted} DSM.tif")
     print(f"once more:  forestgaps-jax evaluate {quoted}")
+
+
+def _leave_speaking_to_main() -> None:
+    from forestgaps_jax.parallel import is_main
+
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        logging.getLogger("forestgaps_jax").setLevel(logging.ERROR)
 
 
 def evaluate(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Many devices: who holds what, and who speaks for all."""
+"""The devices of a training, and what each of them holds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from forestgaps_jax.parallel.arrays import gathered
 
 T = TypeVar("T")
 
@@ -166,91 +168,3 @@ def _state_spec(leaf: Any, fsdp: int) -> PartitionSpec:
     """
     divided = fsdp > 1 and len(leaf.shape) == 4 and leaf.shape[-1] % fsdp == 0
     return PartitionSpec(None, None, None, "fsdp") if divided else PartitionSpec()
-
-
-def on_one_device(tree: T) -> T:
-    """The whole arrays on this process's first device; asks no other process, copies only what was divided.
-
-    Arrays with parts in other processes stay as they are.
-    """
-
-    def take(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1 or not is_here(leaf):
-            return leaf
-        return leaf.addressable_data(0) if leaf.is_fully_replicated else jax.numpy.asarray(gathered(leaf))
-
-    return jax.tree.map(take, tree)
-
-
-def _is_readable(leaf: Any) -> bool:
-    """Whether NumPy can read it."""
-    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
-
-
-def is_here(tree: Any) -> bool:
-    """Whether this process has the whole arrays."""
-
-    def whole(leaf: Any) -> bool:
-        if _is_readable(leaf):
-            return True
-        parts = {str(shard.index): shard.data.size for shard in leaf.addressable_shards}
-        return sum(parts.values()) == leaf.size
-
-    return all(map(whole, jax.tree.leaves(tree)))
-
-
-def gathered(leaf: Any) -> np.ndarray:
-    """An array on the host, of the parts that lie on this process's devices.
-
-    Raises:
-        ValueError: other processes have parts that are not here.
-    """
-    if _is_readable(leaf):
-        return np.asarray(leaf)
-    if not is_here(leaf):
-        raise ValueError(f"an array {leaf.shape} has parts that lie in other processes")
-    whole = np.empty(leaf.shape, leaf.dtype)
-    for shard in leaf.addressable_shards:
-        whole[shard.index] = shard.data
-    return whole
-
-
-def from_all(leaf: Any) -> np.ndarray:
-    """An array on the host with the parts of all processes, which all ask for it."""
-    if _is_readable(leaf):
-        return np.asarray(leaf)
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-
-
-def own_share() -> tuple[int, int]:
-    """The number of this process and of all; (0, 1) where jax was not told of others, and is not woken."""
-    if not jax.distributed.is_initialized():
-        return 0, 1
-    return jax.process_index(), jax.process_count()
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes, logs and draws: the only one, or the first."""
-    return own_share()[0] == 0
-
-
-def said_by_main(say: Callable[[], str]) -> str:
-    """What the main process says, in all of them."""
-    if own_share()[1] == 1:
-        return say()
-    from jax.experimental import multihost_utils
-
-    words = np.frombuffer(say().encode(), np.uint8) if is_main() else np.empty(0, np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(words))))
-    told = multihost_utils.broadcast_one_to_all(np.resize(words, length) if length else words)
-    return np.asarray(told, np.uint8).tobytes().decode()
-
-
-def wait_for_all(what: str) -> None:
-    """Wait until all processes are here."""
-    if own_share()[1] > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)
