@@ -1,12 +1,11 @@
 """Two processes of one training, on this machine."""
 
-import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+from tests.survival import TRAIN, environment
 
 _FLAGS = "--xla_force_host_platform_device_count={} --xla_cpu_enable_concurrency_optimized_scheduler=false"
 """CPU devices of one process may otherwise start their collectives in different orders, and wait for ever."""
@@ -21,34 +20,21 @@ def free_port() -> int:
 
 def start(words: list[str], folder: Path, devices: int = 2) -> subprocess.Popen[str]:
     """Start Python in a process of so many CPU devices."""
-    root = str(Path(__file__).parents[1])
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": _FLAGS.format(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": root,
-    }
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FLAGS.format(devices)}
     return subprocess.Popen(
         [sys.executable, *words],
         cwd=folder,
-        env=environment,
+        env=environment(**settings, PYTHONPATH=str(Path(__file__).parents[1])),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def start_trainings(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+def start_trainings(folder: Path) -> list[subprocess.Popen[str]]:
     """Start ``forestgaps-jax train run.toml`` as two processes that find each other."""
-    code = "import sys; from forestgaps_jax.cli import main; sys.exit(main())"
     together = ["--distributed", f"localhost:{free_port()}", "--process-count", "2"]
-    return [
-        start(["-c", code, "train", "run.toml", *words, *together, "--process-id", str(i)], folder)
-        for i in range(2)
-    ]
+    return [start([*TRAIN, *together, "--process-id", str(i)], folder) for i in range(2)]
 
 
 def end(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str, str]]:

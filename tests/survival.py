@@ -45,7 +45,21 @@ save_minutes = 1e-9
 """
 """A small run with all that a training can hold, which is saved after every step."""
 
+TRAIN = ["-c", "import sys; from forestgaps_jax.cli import main; sys.exit(main())", "train", "run.toml"]
+"""What Python is to run."""
+
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of a process whose compilations the next one need not repeat."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
 
 
 class Runner:
@@ -64,17 +78,10 @@ class Runner:
 
     def start(self, **options: Any) -> subprocess.Popen[str]:
         """Start the command."""
-        code = "import sys; from forestgaps_jax.cli import main; sys.exit(main())"
-        environment = {
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            "PYTHONUNBUFFERED": "1",
-        }
         return subprocess.Popen(
-            [sys.executable, "-c", code, "train", "run.toml"],
+            [sys.executable, *TRAIN],
             cwd=self.folder,
-            env=environment,
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

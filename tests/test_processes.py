@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from forestgaps_jax import checkpoint
 from forestgaps_jax.parallel import Alarm, join_processes, processes
 from tests.in_processes import end, free_port, start, start_trainings
-from tests.survival import SETTINGS, Runner
+from tests.survival import SETTINGS, TRAIN, Runner
 
 EPOCH = 17
 """Steps."""
@@ -27,18 +26,15 @@ _GLOO = re.compile(
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process of four devices comes to."""
-    folder = tmp_path_factory.mktemp("alone")
-    (folder / "run.toml").write_text(SETTINGS)
-    code = "import sys; from forestgaps_jax.cli import main; sys.exit(main())"
-    [(status, _, errors)] = end([start(["-c", code, "train", "run.toml"], folder, devices=4)])
+    runner = Runner(tmp_path_factory.mktemp("alone"))
+    [(status, _, errors)] = end([start(TRAIN, runner.folder, devices=4)])
     assert status == 0, errors[-3000:]
-    return folder / "runs" / "run"
+    return runner.run_folder
 
 
-def wait_for_step(folder: Path, step: int) -> None:
-    record = folder / "runs" / "run" / "checkpoints"
+def wait_for_step(runner: Runner, step: int) -> None:
     until = time.monotonic() + 240
-    while not any(int(p.name) >= step for p in record.glob("[0-9]*") if p.name.isdigit()):
+    while max(runner.steps(), default=0) < step:
         assert time.monotonic() < until, "no checkpoint came"
         time.sleep(0.05)
 
@@ -46,19 +42,18 @@ def wait_for_step(folder: Path, step: int) -> None:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Two processes: terminated, begun again, one killed, begun again; how they ended each time."""
-    folder = tmp_path_factory.mktemp("together")
     settings = SETTINGS.replace("save_minutes = 1e-9", "save_minutes = 0.02")
-    (folder / "run.toml").write_text(settings)
+    runner = Runner(tmp_path_factory.mktemp("together"), settings)
     ends, seconds = [], []
     for kind, step in ((signal.SIGTERM, 1), (signal.SIGKILL, EPOCH + 1)):
-        pair = start_trainings(folder)
-        wait_for_step(folder, step)
+        pair = start_trainings(runner.folder)
+        wait_for_step(runner, step)
         pair[1].send_signal(kind)
         sent = time.monotonic()
         ends.append(end(pair))
         seconds.append(time.monotonic() - sent)
-    ends.append(end(start_trainings(folder)))
-    return folder / "runs" / "run", ends, seconds
+    ends.append(end(start_trainings(runner.folder)))
+    return runner.run_folder, ends, seconds
 
 
 def test_a_signal_to_one_ends_all_alike(together):
