@@ -195,7 +195,9 @@ def _refuse_divergence(
     if int(logs.skipped_in_a_row) >= run.config.max_skipped_steps:
         step = epoch * run.steps_per_epoch + number
         folder, state = run.folder if is_here(source) else None, on_one_device(run.state)
-        raise divergence(folder, state, step, run.steps_per_epoch, on_one_device(source), logs, recipe.loss)
+        given = run.data and run.data.train  # a sampler as it was, before it was put on devices
+        source = given if isinstance(given, Sampler) else on_one_device(source)
+        raise divergence(folder, state, step, run.steps_per_epoch, source, logs, recipe.loss)
 
 
 def _told(logs: StepLogs) -> dict[str, Any]:

@@ -114,8 +114,11 @@ def train(
         saved = _checkpoint_to_go_on_from(place, state, config, steps, resume)
         if saved is not None and resume == "auto":
             state, history = saved.state, history_of(saved)
-        agreed = config.to_dict(), int(state.step), steps
-        refuse_different("settings, the state's step and the steps of an epoch", repr(agreed))
+        rasters = type(getattr(data.train, "rasters", None)).__name__
+        agreed = config.to_dict(), int(state.step), steps, rasters
+        refuse_different(
+            "settings, the state's step, the steps of an epoch or how rasters are held", repr(agreed)
+        )
         heights = predicts_heights(recipe.loss)
         run = _new_run(state, config, data, steps, history, place, heights, devices)
         if saved is not None:

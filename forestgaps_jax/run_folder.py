@@ -28,6 +28,7 @@ OF_NO_CONSEQUENCE = {
     "devices",
     "fsdp",
     "memory_share",
+    "shard_rasters",
 }
 """Settings in which two runs may differ and still be the same."""
 

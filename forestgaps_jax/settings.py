@@ -106,12 +106,16 @@ class Settings:
     sites), then of chm_only. Empty: every tile once an epoch, or by their number where there is a
     virtual_share."""
     stream: Literal["auto", "always", "never"] = "auto"
-    """Whether tiles are read from disk while training goes on (always), or rasters are held on the device
+    """Whether tiles are read from disk while training goes on (always), or rasters are held on the devices
     (never); auto: streamed where they would take more than memory_share. A stream needs grain, and pairs
     that lie on one grid each; it knows no chm_only, virtual_share or min_valid_fraction."""
     memory_share: Share = 0.25
-    """Share of the device's memory, and of the machine's, that rasters may take before stream = auto streams
+    """Share of the devices' memory, and of the machine's, that rasters may take before stream = auto streams
     them; they take 8 bytes a pixel, and up to three times as many on the machine while they are loaded."""
+    shard_rasters: Literal["auto", "always", "never"] = "auto"
+    """Where several devices train: whether those of a process hold the rasters together, each a part
+    (always), or each device holds all of them (never); auto: together where they would take more than
+    memory_share of one device's memory. The batches are the same."""
     virtual_share: Rate = 0.0
     """Share of the training tiles that come from virtual forests beside the rasters. 0: virtual forests are
     made only where there is no raster."""

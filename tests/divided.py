@@ -4,7 +4,6 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.divided
 """
 
 import json
-from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -26,6 +25,7 @@ GROUND = replace(TINY, batch_size=DEVICES, model_name="unet_ground", thresholds_
 CASES = {
     "batch": (GROUND, "batch"),
     "sampler": (replace(GROUND, augment_resolution=0.5, augment_relief=5.0), "sampler"),
+    "together": (replace(GROUND, shard_rasters="always"), "sampler"),
     "heights": (replace(TINY, batch_size=DEVICES, model_name="unet_regression", loss_type="mse"), "batch"),
     "unet_film": (replace(TINY, batch_size=DEVICES), "batch"),
 }
@@ -50,11 +50,10 @@ def compiled(config, kind: str, whole: bool = False) -> str:
 
 
 def told(text: str) -> dict:
-    """Ways in which devices tell each other things, the largest thing, and a device's tiles."""
+    """Ways in which devices tell each other things, with the largest of these, and a device's tiles."""
     found = collectives(text)
     return {
-        "ways": Counter(way for way, _ in found),
-        "largest": max(elements for _, elements in found),
+        "largest": {way: max(elements for kind, elements in found if kind == way) for way, _ in found},
         "tiles": tiles_convolved(text),
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from forestgaps_jax import checkpoint, create_state, evaluate, train
 from forestgaps_jax.data import create_data, virtual_forest
+from forestgaps_jax.data.placing import on_devices
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.parallel import Devices
 from tests.conftest import TINY
@@ -28,7 +29,9 @@ CONFIG = replace(
     ema_decay=0.9,
     save_frequency=1,
 )
-DATA = create_data([virtual_forest(seed, (96, 96), slope=20.0) for seed in (1, 2)], CONFIG)
+SITES = [virtual_forest(seed, (96, 96), slope=20.0) for seed in (1, 2)]
+DATA = create_data(SITES, CONFIG)
+TOGETHER = replace(CONFIG, shard_rasters="always")
 
 
 class Warnings(logging.Handler):
@@ -76,6 +79,33 @@ def trained_on(state: Any, config: Any) -> list[float]:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]).tolist()
 
 
+def held_together() -> dict[str, Any]:
+    """Of rasters in parts on eight devices: their parts, and what differs from those of rasters on one."""
+    data, devices = create_data(SITES, TOGETHER), Devices.of(0)
+    sample = jax.jit(lambda sampler, step: sampler.sample(step))
+    pairs = [
+        (sample(whole, step), run(placed, step))
+        for whole, parts in ((DATA.train, data.train), (DATA.val, data.val), (DATA.test, data.test))
+        for run, placed in ((sample, parts), (devices.run(sample), on_devices(parts, devices)))
+        for step in range(3)
+    ]
+    pairs.append((DATA.val.read([0, 3, 1]), data.val.read([0, 3, 1])))
+    leaves = [zip(*map(jax.tree.leaves, pair), strict=True) for pair in pairs]
+    same = [np.array_equal(*map(np.asarray, pair), equal_nan=True) for leaf in leaves for pair in leaf]
+    dsm = data.train.rasters.dsm
+    try:
+        on_devices(data.train, Devices.of(4))
+    except ValueError as error:
+        refused = str(error)
+    return {
+        "compared": len(same),
+        "different": same.count(False),
+        "parts": [shard.data.size for shard in dsm.addressable_shards],
+        "pixels": sum(site.dsm.size for site in SITES),
+        "refused": refused,
+    }
+
+
 def divided_bytes() -> dict[str, float]:
     """Share of the parameters and the optimizer's numbers that the first of four neighbours holds."""
     config = replace(CONFIG, features=8)
@@ -97,13 +127,15 @@ def main() -> None:
         "four": trained({"devices": 4})[1],
         "eight": trained({})[1],
         "fsdp": trained({"fsdp": 4})[1],
+        "together": trained({"shard_rasters": "always"}, SITES)[1],
         "parts": trained({"batch_norm_parts": 8})[1],
         "parts_of_one": trained({"batch_norm_parts": 8, "devices": 1})[1],
         "batches": trained({"val_fraction": 0.0}, {"train": batches})[1],
         "batches_of_one": trained({"val_fraction": 0.0, "devices": 1}, {"train": batches})[1],
     }
     folder.mkdir()
-    print(json.dumps({**cases, "resumed": resumed(folder), "divided": divided_bytes(), "warnings": log.said}))
+    told = {"resumed": resumed(folder), "divided": divided_bytes(), "rasters": held_together()}
+    print(json.dumps({**cases, **told, "warnings": log.said}))
 
 
 if __name__ == "__main__":

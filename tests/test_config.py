@@ -52,6 +52,7 @@ CHANGED = {
     "sites": ("pairs", "more/*_DSM.tif", "list.csv"),
     "stream": "always",
     "memory_share": 0.5,
+    "shard_rasters": "always",
     "dsm": ("a b.tif", "é.tif"),
     "chm": ("c.tif", "d#.tif"),
     "virtual_sites": 1,

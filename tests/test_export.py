@@ -151,11 +151,19 @@ def divided() -> dict[str, list]:
 
 @pytest.mark.parametrize("case", ["batch", "sampler", "heights", "unet_film"])
 def test_devices_tell_each_other_sums_alone(divided, case):
-    ways, largest, tiles = (divided[case][name] for name in ("ways", "largest", "tiles"))
-    assert set(ways) == {"all-reduce"}
-    assert largest <= 64 * 192, "the projection of FiLM is the largest parameter"
+    largest, tiles = divided[case]["largest"], divided[case]["tiles"]
+    assert set(largest) == {"all-reduce"}
+    assert largest["all-reduce"] <= 64 * 192, "the projection of FiLM is the largest parameter"
     assert tiles == 1, "each device convolves its own share of the batch"
 
 
+def test_devices_that_hold_rasters_together_give_each_other_tiles_alone(divided):
+    largest, size = divided["together"]["largest"], TINY.tile_size
+    assert set(largest) == {"all-reduce", "all-gather", "reduce-scatter"}
+    assert largest["reduce-scatter"] == size * size * 2, "DSM and CHM of one tile"
+    assert largest["all-gather"] <= 8 * size, "where the rows of eight tiles begin"
+    assert divided["together"]["tiles"] == 1
+
+
 def test_images_that_are_gathered_are_found(divided):
-    assert "all-gather" in divided["gathering"]["ways"]
+    assert "all-gather" in divided["gathering"]["largest"]

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from forestgaps_jax.parallel import Devices, gathered, is_main, on_one_device, said_by_main
+from tests.conftest import TINY
 
-SAME = {"one": ("four", "eight", "fsdp"), "parts_of_one": ("parts",), "batches_of_one": ("batches",)}
+SAME = {
+    "one": ("four", "eight", "fsdp", "together"),
+    "parts_of_one": ("parts",),
+    "batches_of_one": ("batches",),
+}
 PAIRS = [(one, many) for one, others in SAME.items() for many in others]
 
 
@@ -64,6 +69,20 @@ def test_a_checkpoint_of_four_devices_goes_on_alike_on_one_and_on_eight(told):
 def test_neighbours_divide_the_kernels(told):
     assert told["divided"]["kernels"] > 3
     assert told["divided"]["largest_share"] == 0.25
+
+
+def test_rasters_that_devices_hold_together_give_the_same_batches(told):
+    assert told["rasters"]["compared"] > 60
+    assert told["rasters"]["different"] == 0
+
+
+def test_each_device_holds_its_part_and_the_row_of_a_tile(told):
+    part = -(-told["rasters"]["pixels"] // 8)
+    assert told["rasters"]["parts"] == [part + TINY.tile_size] * 8
+
+
+def test_parts_on_other_devices_are_refused(told):
+    assert "were divided among 8 devices, and these are 4: make the data" in told["rasters"]["refused"]
 
 
 def test_nothing_is_compiled_twice(told):

@@ -3,9 +3,10 @@
 from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.data.batches import as_batch
 from forestgaps_jax.data.geotiff import write_geotiff
+from forestgaps_jax.data.held import Rasters
 from forestgaps_jax.data.pairs import find_pairs
 from forestgaps_jax.data.rasters import read_chm, read_dsm, read_site
-from forestgaps_jax.data.sampler import Rasters, TileSampler
+from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, load_sites
 from forestgaps_jax.data.stream import create_stream, stream
 from forestgaps_jax.data.synthetic import put_on_terrain, virtual_forest

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, PRNGKeyArray
 
 from forestgaps_jax.data.augment import Augmentation
-from forestgaps_jax.data.sampler import Heights, Names, TrainingDraws, label_tiles
+from forestgaps_jax.data.held import Names
+from forestgaps_jax.data.sampler import Heights, TrainingDraws, label_tiles
 from forestgaps_jax.types import Batch, pytree_dataclass
 
 

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from forestgaps_jax.data.cut_tiles import CutTiles
+from forestgaps_jax.data.divided import DividedRasters
+from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.parallel import Devices
 from forestgaps_jax.types import Sampler
@@ -16,21 +18,29 @@ from forestgaps_jax.types import Sampler
 def on_devices(source: Any, devices: Devices) -> Any:
     """A source whose batches the devices share.
 
-    A sampler is put whole on each of them, where it makes that device's part of each batch; what a stream has
-    read is divided. Other batches are as they were: `BatchReader` divides them.
+    A sampler is put on each of them, where it makes that device's part of each batch; its rasters too, unless
+    they lie there in parts. What a stream has read is divided. Other batches are as they were: `BatchReader`
+    divides them.
 
     Raises:
-        ValueError: batches that the devices cannot share evenly.
+        ValueError: batches that the devices cannot share evenly, or rasters in parts on other devices.
     """
     if devices.mesh is None:
-        return source
+        return _replicated(source, devices) if isinstance(source, TileSampler) else source
     if isinstance(source, TileStream):
         devices.check_batch(source.config.batch_size)
         return replace(source, put=partial(_divide, devices))
     if isinstance(source, Sampler):
         devices.check_batch(jax.eval_shape(source.sample, np.int32(0)).dsm.shape[0])
-        return devices.replicate(source)
+        return _replicated(source, devices)
     return source
+
+
+def _replicated(sampler: Any, devices: Devices) -> Any:
+    def placed(part: Any) -> Any:
+        return part.on(devices) if isinstance(part, DividedRasters) else devices.replicate(part)
+
+    return jax.tree.map(placed, sampler, is_leaf=lambda part: isinstance(part, DividedRasters))
 
 
 def _divide(devices: Devices, tiles: CutTiles) -> CutTiles:

@@ -1,4 +1,4 @@
-"""Batches cut on the device, inside the compiled step, from rasters that live there."""
+"""Batches made on the device, inside the compiled step, from rasters that live there."""
 
 from collections.abc import Sequence
 from dataclasses import field
@@ -9,68 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, PRNGKeyArray
 
 from forestgaps_jax.data.augment import Augmentation
+from forestgaps_jax.data.held import Rasters
 from forestgaps_jax.data.order import shuffled
-from forestgaps_jax.types import Batch, Site, pytree_dataclass
-
-
-class Names(tuple[str, ...]):
-    """What is told to readers and is no part of what is compiled: all are equal to jax."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Names)
-
-    def __hash__(self) -> int:
-        return 0
-
+from forestgaps_jax.types import Batch, pytree_dataclass
 
 Heights = Float32[Array, "_"] | Sequence[float]
 """Canopy heights, metres; samplers keep them as arrays, so that other heights compile nothing anew."""
-
-
-@pytree_dataclass
-class Rasters:
-    """The heights of several sites of any shape, end to end, on the device; NaN where not known."""
-
-    dsm: Float[Array, " pixels"]
-    chm: Float[Array, " pixels"]
-    start: Int[Array, " sites"]
-    width: Int[Array, " sites"]
-    resolution: Float[Array, " sites"]
-    names: Names = field(default=Names(), metadata={"static": True})
-
-    @staticmethod
-    def from_sites(sites: Sequence[Site]) -> "Rasters":
-        """Put the sites on the device.
-
-        Raises:
-            ValueError: together they have 2^31 pixels or more.
-        """
-        sizes = [site.dsm.size for site in sites]
-        if sum(sizes) >= 2**31:
-            raise ValueError(
-                f"the sites have {sum(sizes)} pixels together: must be below 2^31; "
-                "or stream their files (stream = 'always')"
-            )
-        return Rasters(
-            dsm=jnp.asarray(np.concatenate([site.dsm.ravel() for site in sites])),
-            chm=jnp.asarray(np.concatenate([site.chm.ravel() for site in sites])),
-            start=jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32),
-            width=jnp.asarray([site.shape[1] for site in sites], jnp.int32),
-            resolution=jnp.asarray([site.grid.resolution for site in sites], jnp.float32),
-            names=Names(site.name for site in sites),
-        )
-
-    def cut(self, places: Int[Array, "batch 3"], size: int) -> Float[Array, "batch size size 2"]:
-        """DSM and CHM of square tiles at (site, first row, first column)."""
-        site, row, column = places.T
-        rows = row[:, None] + jnp.arange(size)
-        starts = self.start[site, None] + rows * self.width[site, None] + column[:, None]
-
-        def line(raster: Array, start: Array) -> Array:
-            return jax.lax.dynamic_slice(raster, (start,), (size,))
-
-        lines = jax.vmap(jax.vmap(line, (None, 0)), (None, 0))
-        return jnp.stack([lines(self.dsm, starts), lines(self.chm, starts)], axis=-1)
 
 
 @pytree_dataclass

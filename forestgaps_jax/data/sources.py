@@ -9,11 +9,15 @@ from jaxtyping import Float
 
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.augment import Augmentation
+from forestgaps_jax.data.divided import DividedRasters
+from forestgaps_jax.data.held import Rasters
+from forestgaps_jax.data.memory import are_divided
 from forestgaps_jax.data.pairs import with_pairs
 from forestgaps_jax.data.rasters import read_chm, read_site
-from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler, sampling_key
+from forestgaps_jax.data.sampler import SiteDraw, TileSampler, sampling_key
 from forestgaps_jax.data.synthetic import is_virtual, put_on_terrain, virtual_forest
 from forestgaps_jax.data.tiles import Places, all_tiles, split_blocks
+from forestgaps_jax.parallel import Devices
 from forestgaps_jax.types import Data, Site
 
 
@@ -72,7 +76,7 @@ def create_data(sites: Sequence[Site], config: Config) -> Data:
     Raises:
         ValueError: the sites are too small to be split.
     """
-    split, rasters = split_blocks(sites, config), Rasters.from_sites(sites)
+    split, rasters = split_blocks(sites, config), _held(sites, config)
     return Data(
         train=_sampler(rasters, split.train, config, shuffle=True, draw=_draw(split.train, sites, config)),
         val=_sampler(rasters, split.val, config) if len(split.val) else None,
@@ -84,7 +88,7 @@ def training_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
     """A sampler over the whole of the sites, for training."""
     places = all_tiles(sites, config, training=True)
     draw = _draw(places, sites, config)
-    return _sampler(Rasters.from_sites(sites), places, config, shuffle=True, draw=draw)
+    return _sampler(_held(sites, config), places, config, shuffle=True, draw=draw)
 
 
 def _draw(places: Places, sites: Sequence[Site], config: Config) -> SiteDraw | None:
@@ -132,7 +136,14 @@ def _normalized(weights: Float[np.ndarray, " sites"]) -> Float[np.ndarray, " sit
 
 def evaluation_sampler(sites: Sequence[Site], config: Config) -> TileSampler:
     """A sampler over the whole of the sites: tiles side by side, in order, at every threshold."""
-    return _sampler(Rasters.from_sites(sites), all_tiles(sites, config), config)
+    return _sampler(_held(sites, config), all_tiles(sites, config), config)
+
+
+def _held(sites: Sequence[Site], config: Config) -> Rasters:
+    devices = Devices.of(config.devices, config.fsdp)
+    if are_divided(sum(site.dsm.size for site in sites), config, devices):
+        return DividedRasters.among(devices, sites, config.tile_size)
+    return Rasters.from_sites(sites)
 
 
 def _sampler(

@@ -13,7 +13,8 @@ from jaxtyping import Float32
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.augment import Augmentation
 from forestgaps_jax.data.cut_tiles import CutTiles
-from forestgaps_jax.data.sampler import Names, sampling_key
+from forestgaps_jax.data.held import Names
+from forestgaps_jax.data.sampler import sampling_key
 from forestgaps_jax.data.stream_order import Order, shuffled_order, weighted_order
 from forestgaps_jax.data.stream_tiles import ReadTile, TileReader
 from forestgaps_jax.data.tiles import Places

@@ -2,7 +2,7 @@
 
 from forestgaps_jax.parallel.alarm import Alarm
 from forestgaps_jax.parallel.arrays import from_all, gathered, is_here, on_one_device
-from forestgaps_jax.parallel.devices import ONE_DEVICE, Devices, keep_state, share_batch
+from forestgaps_jax.parallel.devices import AXES, AXES_HERE, ONE_DEVICE, Devices, keep_state, share_batch
 from forestgaps_jax.parallel.processes import (
     done_by_main,
     is_alone,
@@ -16,6 +16,8 @@ from forestgaps_jax.parallel.processes import (
 )
 
 __all__ = [
+    "AXES",
+    "AXES_HERE",
     "ONE_DEVICE",
     "Alarm",
     "Devices",

@@ -12,8 +12,10 @@ from forestgaps_jax.parallel.arrays import gathered
 
 T = TypeVar("T")
 
-_AXES = ("data", "fsdp")
-"""Both divide the samples of a batch; the second divides large parameters too."""
+AXES_HERE = ("data", "fsdp")
+"""Divide what one process holds of a batch among its devices; the second divides large parameters too."""
+AXES = ("process", *AXES_HERE)
+"""All divide the samples of a batch."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Devices:
     neighbours of one process, so that each process has all of it.
 
     Attributes:
-        mesh: axes ``data`` and ``fsdp``; None for one device, on which everything stays as it is.
+        mesh: axes ``process``, ``data`` and ``fsdp``; None for one device, where everything stays as it is.
     """
 
     mesh: Mesh | None = None
@@ -49,8 +51,8 @@ class Devices:
         chosen = [d for i in range(jax.process_count()) for d in jax.local_devices(i)[:count]]
         if len(chosen) == 1:
             return Devices()
-        shape = len(chosen) // fsdp, fsdp
-        return Devices(Mesh(np.array(chosen).reshape(shape), _AXES, axis_types=(AxisType.Auto,) * 2))
+        shape = jax.process_count(), count // fsdp, fsdp
+        return Devices(Mesh(np.array(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3))
 
     @property
     def count(self) -> int:
@@ -92,7 +94,7 @@ class Devices:
         """Arrays ``[batch, ...]`` divided among the devices; each process gives its own part of the batch."""
         if self.mesh is None:
             return tree
-        sharding = NamedSharding(self.mesh, PartitionSpec(_AXES))
+        sharding = NamedSharding(self.mesh, PartitionSpec(AXES))
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
 
     def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -138,14 +140,14 @@ def share_batch(batch: T) -> T:
 
     Without a mesh of these axes (see `Devices.run`) nothing happens.
     """
-    known = jax.sharding.get_abstract_mesh().axis_names == _AXES
-    return jax.lax.with_sharding_constraint(batch, PartitionSpec(_AXES)) if known else batch
+    known = jax.sharding.get_abstract_mesh().axis_names == AXES
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(AXES)) if known else batch
 
 
 def keep_state(state: T) -> T:
     """Likewise: the state comes out as `Devices.place_state` puts it."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.axis_names != _AXES:
+    if mesh.axis_names != AXES:
         return state
 
     def keep(leaf: Any) -> Any:

@@ -7,7 +7,8 @@ import pytest
 
 from forestgaps_jax import Config
 from forestgaps_jax.data import memory
-from forestgaps_jax.data.memory import choose, memory_bytes, raster_pixels
+from forestgaps_jax.data.memory import are_divided, choose, memory_bytes, raster_pixels
+from forestgaps_jax.parallel import Devices
 from tests.data.test_stream import SHAPE, write_pair
 
 PIXELS = 2 * SHAPE[0] * SHAPE[1]
@@ -21,7 +22,7 @@ def rasters(tmp_path):
 
 
 def holding(monkeypatch, size):
-    monkeypatch.setattr(memory, "memory_bytes", lambda: (float(size), "device"))
+    monkeypatch.setattr(memory, "memory_bytes", lambda devices=1: (float(size), "device"))
 
 
 def test_a_pixel_of_both_rasters_takes_eight_bytes(rasters, monkeypatch):
@@ -67,3 +68,35 @@ def test_the_least_of_machine_and_container_counts_on_a_cpu(tmp_path):
     paths[2].write_text("1000000\n")
     assert memory_bytes([str(path) for path in paths[:2]]) == (machine, "machine")
     assert memory_bytes([str(path) for path in paths]) == (1e6, "machine")
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+    """Of a process; each has memory for a quarter of both rasters and 10 bytes, at a share of 0.5."""
+    monkeypatch.setattr(Devices, "count_here", 4)
+    monkeypatch.setattr(memory, "_device_bytes", lambda: 2 * 8 * PIXELS / 4 + 10.0)
+    return Devices()
+
+
+def test_devices_hold_rasters_together_where_one_would_be_too_small(rasters, four_devices):
+    config = replace(rasters, memory_share=0.5)
+    assert are_divided(PIXELS, config, four_devices)
+    assert not are_divided(PIXELS // 4, config, four_devices)
+    assert are_divided(1, replace(config, shard_rasters="always"), four_devices)
+    assert not are_divided(PIXELS, replace(config, shard_rasters="never"), four_devices)
+    choice = choose(config)
+    assert not choice.streams
+    assert "held in parts by the devices" in choice.reason
+    assert "of the 4 devices" in choice.reason
+
+
+def test_rasters_are_streamed_where_the_devices_may_not_hold_them_together(rasters, four_devices):
+    choice = choose(replace(rasters, memory_share=0.5, shard_rasters="never"))
+    assert choice.streams
+    assert "of the device (" in choice.reason
+    assert choose(replace(rasters, memory_share=0.4)).streams
+
+
+def test_one_device_holds_all(rasters, monkeypatch):
+    monkeypatch.setattr(memory, "_device_bytes", lambda: 1.0)
+    assert not are_divided(PIXELS, replace(rasters, shard_rasters="always"), Devices())

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from forestgaps_jax.data.augment import Augmentation
-from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler
+from forestgaps_jax.data.held import Rasters
+from forestgaps_jax.data.sampler import SiteDraw, TileSampler
 from forestgaps_jax.types import Grid, Sampler, Site
 
 SIZE, BATCH, THRESHOLDS = 4, 4, (5.0, 10.0, 15.0)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forestgaps_jax.data.augment import Augmentation
-from forestgaps_jax.data.sampler import Rasters, SiteDraw, TileSampler
+from forestgaps_jax.data.held import Rasters
+from forestgaps_jax.data.sampler import SiteDraw, TileSampler
 from forestgaps_jax.types import Grid, Site
 
 SIZE, THRESHOLDS, RANGE = 8, (5.0, 10.0, 15.0), (3.0, 25.0)
