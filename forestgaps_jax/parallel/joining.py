@@ -30,8 +30,8 @@ def join_processes(distributed: str, process_id: int | None = None, process_coun
     is ended by jax, with exit code 134; so is one that has waited five minutes for all to come.
 
     Args:
-        distributed: ``"off"``: be alone; ``"auto"``: as TPU VMs, SLURM or Open MPI tell; or the address
-            ``host:port`` of the first process.
+        distributed: ``"off"``: be alone; ``"auto"``: as TPU VMs, SLURM or Open MPI 4 tell; or the
+            address ``host:port`` of the first process.
         process_id: number of this process, from 0, where an address is given.
         process_count: how many there are, likewise.
 
@@ -52,8 +52,7 @@ def join_processes(distributed: str, process_id: int | None = None, process_coun
         _join_as_told(options)
     else:
         _join_at(distributed, process_id, process_count, options)
-    # On CPUs, collectives of two programs at once would wait for each other.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _keep_cpus_in_step()
 
 
 def _join_at(
@@ -87,6 +86,15 @@ def _join_as_told(options: dict[str, Any]) -> None:
             f"distributed = 'auto': {reason}; instead, give the address host:port of the first process, "
             "process_id and process_count"
         ) from None
+
+
+def _keep_cpus_in_step() -> None:
+    # Collectives of two programs at once would wait for each other.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if jax.default_backend() == "cpu":
+        # Of what was compiled before, process 0 alone finds its own, and may then begin the collectives of a
+        # step in another order than the others, who compile it anew: all would wait for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def gpus_of_task(environment: Mapping[str, str]) -> list[int] | None:
