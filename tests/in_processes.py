@@ -53,7 +53,7 @@ def start_tasks(folder: Path) -> list[subprocess.Popen[str]]:
     job = {"SLURM_JOB_ID": str(_free_job()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
     job |= {"SLURM_NTASKS": "2"}
     words = [*TRAIN, "--distributed", "auto"]
-    return [start(words, folder, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+    return [start(words, folder, 2, **job, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
 
 
 def _free_job() -> int:
