@@ -1,7 +1,6 @@
 """Several processes train together: they come to what one comes to, stop together and go on."""
 
 import json
-import re
 import signal
 import time
 
@@ -10,17 +9,12 @@ import numpy as np
 import pytest
 
 from forestgaps_jax import checkpoint
-from forestgaps_jax.parallel import Alarm, join_processes, processes
-from tests.in_processes import end, free_port, start, start_trainings
+from forestgaps_jax.parallel import Alarm
+from tests.in_processes import GLOO, end, free_port, start, start_trainings
 from tests.survival import SETTINGS, TRAIN, Runner
 
 EPOCH = 17
 """Steps."""
-
-_GLOO = re.compile(
-    r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : |\d|\s"
-)
-"""What Gloo prints in every process, its threads into each other's lines."""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +76,7 @@ def test_the_same_command_goes_on(together):
 
 def test_only_the_first_speaks_writes_and_draws(together):
     folder, ends, _ = together
-    assert {_GLOO.sub("", output) for _, (_, output, _) in ends} == {""}
+    assert {GLOO.sub("", output) for _, (_, output, _) in ends} == {""}
     assert "4 x cpu of 2 processes: 1 samples a step each" in ends[0][0][1]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2]
@@ -168,30 +162,6 @@ def test_an_alarm_rings_in_all_at_the_same_call_and_rarely_asks(talk):
 
 
 # One process
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("auto", 0), "process_id = 0: goes with an address, not with distributed = 'auto'"),
-        (("off", None, 2), "process_count = 2: goes with an address, not with distributed = 'off'"),
-        (("host",), "distributed = 'host': must be 'off', 'auto' or host:port"),
-        (("host:http", 0, 2), "must be 'off', 'auto' or host:port"),
-        (("host:70000", 0, 2), "must be 'off', 'auto' or host:port"),
-        (("host:1234",), "process_id = None, process_count = None: an address needs both"),
-        (("host:1234", 2, 2), "process_id = 2, process_count = 2"),
-    ],
-)
-def test_what_names_no_processes_is_refused(words, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        join_processes(*words)
-
-
-def test_a_first_process_that_does_not_come_is_an_error_in_words(monkeypatch):
-    monkeypatch.setattr(processes, "_PATIENCE", 0.3)
-    port = free_port()
-    with pytest.raises(ConnectionError, match=f"the first process was not at localhost:{port} within 0.3 s"):
-        join_processes(f"localhost:{port}", 1, 2)
 
 
 def test_alone_an_alarm_goes_by_the_clock(monkeypatch):

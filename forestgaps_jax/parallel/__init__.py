@@ -3,11 +3,11 @@
 from forestgaps_jax.parallel.alarm import Alarm
 from forestgaps_jax.parallel.arrays import from_all, gathered, is_here, on_one_device
 from forestgaps_jax.parallel.devices import AXES, AXES_HERE, ONE_DEVICE, Devices, keep_state, share_batch
+from forestgaps_jax.parallel.joining import join_processes
 from forestgaps_jax.parallel.processes import (
     done_by_main,
     is_alone,
     is_main,
-    join_processes,
     own_share,
     refuse_different,
     refuse_unshared,
