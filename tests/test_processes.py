@@ -36,7 +36,7 @@ def wait_for_step(runner: Runner, step: int) -> None:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """Two processes: terminated, begun again, one killed, begun again; how they ended each time."""
-    settings = SETTINGS.replace("save_minutes = 1e-9", "save_minutes = 0.02")
+    settings = SETTINGS.replace("save_minutes = 1e-9", 'save_minutes = 0.02\nshard_rasters = "always"')
     runner = Runner(tmp_path_factory.mktemp("together"), settings)
     ends, seconds = [], []
     for kind, step in ((signal.SIGTERM, 1), (signal.SIGKILL, EPOCH + 1)):
