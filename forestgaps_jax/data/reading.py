@@ -12,7 +12,7 @@ from forestgaps_jax.data.batches import as_batch, fill_up, warn_of_unlisted
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
-from forestgaps_jax.data.tile_stream import TileStream
+from forestgaps_jax.data.tile_stream import TileEpoch, TileStream
 from forestgaps_jax.parallel import ONE_DEVICE, Devices
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
@@ -202,6 +202,11 @@ class BatchReader:
         """Where the pass stands, as JSON."""
         get_state = getattr(self._iterator, "get_state", None)
         return {"size": self._size, "iterator": None if get_state is None else _encoded(get_state())}
+
+    def unread(self) -> dict[str, int]:
+        """The metric ``unread_tiles`` of a stream: how many up to here; of other sources nothing."""
+        iterator = self._iterator
+        return {"unread_tiles": len(iterator.unread)} if isinstance(iterator, TileEpoch) else {}
 
     def _skip(self, first: int) -> None:
         for number, item in enumerate(islice(self._iterator, first)):
