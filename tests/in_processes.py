@@ -31,10 +31,10 @@ def start(words: list[str], folder: Path, devices: int = 2) -> subprocess.Popen[
     )
 
 
-def start_trainings(folder: Path, *words: str, devices: int = 2) -> list[subprocess.Popen[str]]:
-    """Start ``forestgaps-jax train run.toml`` and these words as two processes that find each other."""
+def start_trainings(folder: Path) -> list[subprocess.Popen[str]]:
+    """Start ``forestgaps-jax train run.toml`` as two processes that find each other."""
     together = ["--distributed", f"localhost:{free_port()}", "--process-count", "2"]
-    return [start([*TRAIN, *words, *together, "--process-id", str(i)], folder, devices) for i in range(2)]
+    return [start([*TRAIN, *together, "--process-id", str(i)], folder) for i in range(2)]
 
 
 def end(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str, str]]:

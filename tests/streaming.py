@@ -1,6 +1,6 @@
 """One of two processes that stream together; what it was told is written to a file as JSON.
 
-python -m tests.streaming PORT NUMBER, in a folder with run.toml, plots/ and row/.
+python -m tests.streaming PORT NUMBER stop | goon, in a folder with run.toml, plots/ and row/.
 """
 
 import json
@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,33 @@ def refusals(number: int) -> dict[str, str]:
 
 
 def slow_down(stop_at: int) -> None:
-    """Read from a slow disk; the second process gets SIGTERM when it has read so many tiles."""
-    read, count = TileReader.__call__, iter(range(1, 1_000_000))
+    """Send SIGTERM to the second process when it has read so many tiles; from then on its disk is slow."""
+    read, numbers = TileReader.__call__, count(1)
 
     def slowly(self: TileReader, *arguments: Any) -> Any:
-        time.sleep(0.1)
-        if next(count) == stop_at and own_share()[0] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        number = next(numbers)
+        if own_share()[0] == 1 and number >= stop_at:
+            if number == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
         return read(self, *arguments)
 
     TileReader.__call__ = slowly  # type: ignore[method-assign]
 
 
 def main() -> None:
-    port, number = sys.argv[1:]
+    port, number, what = sys.argv[1:]
+    rank = ["--distributed", f"localhost:{port}", "--process-id", number, "--process-count", "2"]
+    if what == "stop":
+        slow_down(stop_at=30)
+        sys.exit(train("stopped", *rank))
     said, again = Said(), []
     logging.getLogger("forestgaps_jax").addHandler(said)
     CompileGuard._warn = lambda self, changes: again.append(changes)  # type: ignore[method-assign]
-    rank = ["--distributed", f"localhost:{port}", "--process-id", number, "--process-count", "2"]
-    told: dict[str, Any] = {"status": train("whole", *rank), "words": said_by_each("é" * 3 * int(number))}
-    told["compiled again"], told["skipped of the training"] = again, said.lines[:]
+    told: dict[str, Any] = {"went on": train("stopped", *rank), "after going on": said.lines[:]}
+    said.lines.clear()
+    told |= {"whole": train("whole"), "compiled again": again, "after the whole": said.lines[:]}
+    told["words"] = said_by_each("é" * 3 * int(number))
     told["refused"] = refusals(int(number))
     told["empty"] = passed(stream("row", ROW).pairs[:1], ROW)
     said.lines.clear()
@@ -104,8 +112,6 @@ def main() -> None:
     told["said"] = said.lines
     told["without a folder"] = train("lost", "--sites", "plots" if number == "0" else "nowhere")
     Path(f"told{number}.json").write_text(json.dumps(told))
-    slow_down(stop_at=12)
-    sys.exit(train("stopped"))
 
 
 if __name__ == "__main__":
