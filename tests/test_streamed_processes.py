@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from forestgaps_jax import Config, checkpoint
-from forestgaps_jax.cli import main
 from forestgaps_jax.data import create_stream
 from tests.data.test_shared_streams import at
 from tests.data.test_stream import cut_off, write_pair
 from tests.in_processes import end, free_port, start
-from tests.survival import Runner
+from tests.survival import TRAIN, Runner
 
 SETTINGS = """
 epochs = 2
@@ -58,9 +57,8 @@ def runner(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(runner):
     """What one process of one device comes to."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(runner.folder)
-        assert main(["train", "run.toml", "--name", "alone"]) == 0
+    [(status, _, errors)] = end([start([*TRAIN, "--name", "alone"], runner.folder, devices=1)])
+    assert status == 0, errors[-3000:]
     return run_of(runner, "alone")
 
 
