@@ -52,7 +52,8 @@ def evaluate(
     Returns:
         ``loss``, the metrics of all pixels, ``pr_auc``, the best probability cut, ``confusion_matrix`` and
         ``threshold_metrics``, as plain Python values; pixels of unlisted thresholds count in the whole, not
-        in a threshold. A network of heights has ``regression`` (errors in metres) in the place of the curves.
+        in a threshold. Of a stream ``unread_tiles`` too. A network of heights has ``regression`` (errors in
+        metres) in the place of the curves.
 
     Raises:
         ValueError: there is no batch, or one of a wrong shape.

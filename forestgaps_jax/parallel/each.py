@@ -35,15 +35,12 @@ def done_by_each(act: Callable[[], T]) -> T:
         Exception: what this process has failed with.
         OSError: another one has failed; names it.
     """
-    failure: Exception | None = None
     try:
         result = act()
     except Exception as error:
-        failure = error
-    words = "" if failure is None else str(failure) or type(failure).__name__
-    failures = {number: said for number, said in enumerate(said_by_each(words)) if said}
-    if failure is not None:
-        raise failure
-    for number, said in failures.items():
-        raise OSError(f"in process {number} of several: {said}")
+        said_by_each(str(error) or type(error).__name__)
+        raise
+    for number, failure in enumerate(said_by_each("")):
+        if failure:
+            raise OSError(f"in process {number} of several: {failure}")
     return result
