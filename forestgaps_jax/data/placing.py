@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from forestgaps_jax.data.cut_tiles import CutTiles
+from forestgaps_jax.data.reading import length
 from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.data.unread import Unread
 from forestgaps_jax.parallel import Devices, own_share, refuse_different
@@ -29,10 +30,11 @@ def refuse_uneven(parts: Mapping[str, Any]) -> None:
 
 
 def _outline(source: Any) -> tuple[Any, ...]:
+    """What all processes must have alike; reads nothing."""
     if isinstance(source, TileStream):
         # A part that is not this process's own is not what the others leave to it.
         return len(source), zlib.crc32(source.places.tobytes()), source.share == own_share()
-    return (len(source),) if hasattr(source, "__len__") else ()
+    return (length(source),)
 
 
 def on_devices(source: Any, devices: Devices) -> Any:

@@ -86,11 +86,11 @@ def _refuse_unreadable(source: Any, name: str) -> None:
             f"{name} is a {type(source).__name__}: must be a sampler, a site or several, or an iterable that "
             "yields batches"
         )
-    if _length(source) == 0:
+    if length(source) == 0:
         raise ValueError(f"{name} yields no batch: give some, or None where it may be left out")
 
 
-def _length(source: Any) -> int | None:
+def length(source: Any) -> int | None:
     """Batches in a source; None where only reading it tells."""
     if isinstance(source, Sampler):
         return source.steps_per_epoch
@@ -115,7 +115,7 @@ def steps_per_epoch(source: BatchSource) -> int:
         ValueError: it yields nothing, or can be read only once.
     """
     _refuse_unreadable(source, "data.train")
-    steps = _length(source)
+    steps = length(source)
     if steps is None:
         assert not isinstance(source, Sampler)
         steps = sum(1 for _ in source)
