@@ -165,7 +165,8 @@ def _train_epoch(training: Training, epoch: int, start: float) -> tuple[dict[str
             "data.train gave %d batches in epoch %d where %d were announced: the learning rate and the place "
             "to go on from count the announced ones", number + 1, epoch + 1, run.steps_per_epoch
         )  # fmt: skip
-    return totals.summary(run.config.thresholds), float(rate)
+    unread = {} if reader is None else reader.unread()
+    return totals.summary(run.config.thresholds) | unread, float(rate)
 
 
 def _batches(training: Training, epoch: int, done: int) -> tuple[Any, BatchReader | None]:

@@ -13,8 +13,8 @@ from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
 from forestgaps_jax.data.batches import as_images, as_resolutions, as_thresholds
-from forestgaps_jax.data.placing import on_devices
-from forestgaps_jax.data.reading import as_evaluation_source, read_batches
+from forestgaps_jax.data.placing import on_devices, refuse_uneven
+from forestgaps_jax.data.reading import BatchReader, as_evaluation_source, read_batches
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.tile_stream import TileStream
 from forestgaps_jax.in_flight import InFlight
@@ -52,7 +52,8 @@ def evaluate(
     Returns:
         ``loss``, the metrics of all pixels, ``pr_auc``, the best probability cut, ``confusion_matrix`` and
         ``threshold_metrics``, as plain Python values; pixels of unlisted thresholds count in the whole, not
-        in a threshold. A network of heights has ``regression`` (errors in metres) in the place of the curves.
+        in a threshold. Of a stream ``unread_tiles`` too. A network of heights has ``regression`` (errors in
+        metres) in the place of the curves.
 
     Raises:
         ValueError: there is no batch, or one of a wrong shape.
@@ -61,7 +62,9 @@ def evaluate(
         check_loss(loss_fn)
     use_cache(config.compilation_cache_dir)
     devices = Devices.of(config.devices, config.fsdp)
-    source = on_devices(as_evaluation_source(batches, config), devices)
+    source = as_evaluation_source(batches, config)
+    refuse_uneven({"the data to evaluate on": source})
+    source = on_devices(source, devices)
     state = devices.place_state(state)
     own_runs = {callback: callback.run for callback in callbacks or () if hasattr(callback, "run")}
     hooks = CallbackList(callbacks or (), _run(config, state, folder, history))
@@ -135,7 +138,8 @@ def score(
     in_flight = InFlight()
     hooks.fire(f"on_{phase}_begin")
     number = -1
-    for number, batch in enumerate(read_batches(source, config.thresholds, devices)):
+    batches = read_batches(source, config.thresholds, devices)
+    for number, batch in enumerate(batches):
         hooks.fire(f"on_{phase}_batch_begin", number)
         totals, logs = step(state, totals, batch, np.int32(number))
         in_flight.push(number, batch, logs)
@@ -149,6 +153,8 @@ def score(
     if number < 0:
         raise ValueError(f"there is no {phase} batch")
     metrics = totals.summary(config.thresholds)
+    if isinstance(batches, BatchReader):
+        metrics |= batches.unread()
     if gaps is not None:
         merge_metrics(metrics, gaps.compute(config.thresholds))
     hooks.fire(f"on_{phase}_end", metrics=metrics)

@@ -24,10 +24,10 @@ from forestgaps_jax.loop import evaluate, predict, train
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config, parameter_count
 from forestgaps_jax.models.registry import REGRESSION_LOSSES
-from forestgaps_jax.parallel import Devices, is_main, wait_for_all
+from forestgaps_jax.parallel import Devices, done_by_each, done_by_main, is_main, wait_for_all
 from forestgaps_jax.run_folder import differing_settings, find_run, held, new_run_folder
 from forestgaps_jax.state import TrainState, create_state
-from forestgaps_jax.types import BatchSource, Site
+from forestgaps_jax.types import BatchSource, Data, Site
 
 Scores = dict[str, dict[str, Any]]
 """Metrics by the predictor's name: model, grey_opening, all_gap."""
@@ -57,14 +57,13 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
         OSError: a raster that cannot be read, or a checkpoint that could not be written.
         DivergenceError: the loss was infinite or NaN for too long.
     """
-    config = _with_absolute_paths(replace(config, name=config.name or "run"))
+    config = replace(config, name=config.name or "run")
     use_cache(config.compilation_cache_dir)
     # The model and the monitored metric come before the rasters, which may take long, to fail early.
     model = create_model_from_config(config)
     state = create_state(model, config)
     Monitor(config.monitor_metric, config.monitor_mode)
-    config, sites = access.open_sites(config)
-    data = access.split(sites, config)
+    config, sites, data = done_by_each(lambda: _opened(config))
     print(_describe(sites, data.train, config, model))
     folder = _run_folder(config, resume)
     with held(folder):
@@ -78,6 +77,12 @@ def run_training(config: Config, resume: Literal["auto", "never"] = "auto") -> t
             return folder, {}
         state = checkpoint.restore(folder / "checkpoints", state, "best").state
         return folder, _score(state, config, sites, data.test, folder, "test")
+
+
+def _opened(config: Config) -> tuple[Config, access.Grounds, Data]:
+    """The rasters of settings, and their split; which a process may not see that others see."""
+    config, sites = access.open_sites(_with_absolute_paths(config))
+    return config, sites, access.split(sites, config)
 
 
 def _run_folder(config: Config, resume: Literal["auto", "never"]) -> Path:
@@ -139,8 +144,22 @@ def _score(
 ) -> Scores:
     assert isinstance(source, access.Tiles)
     scores = {"model": evaluate(state, config, source)}
-    if not is_main():
-        return scores
+    # All wait for the baselines: a process that had ended before would take the main one for dead.
+    done_by_main(lambda: _compare(scores, state, config, sites, source, folder, name, kind))
+    return scores
+
+
+def _compare(
+    scores: Scores,
+    state: TrainState,
+    config: Config,
+    sites: access.Grounds,
+    source: access.Tiles,
+    folder: Path,
+    name: str,
+    kind: str,
+) -> None:
+    """Add what needs no training to the scores; write, draw and print them."""
     scores |= score_baselines(sites, np.asarray(source.places), config)
     (folder / f"{name}_metrics.json").write_text(json.dumps(to_json(scores), indent=1), encoding="utf-8")
     _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
@@ -150,7 +169,6 @@ def _score(
     print(format_table(scores))
     if mean_iou_over_thresholds(scores["model"]) < mean_iou_over_thresholds(scores["grey_opening"]):
         print("\nHere the grey opening, which needs no training, is better than the model.")
-    return scores
 
 
 def _tile_figure(state: TrainState, config: Config, source: access.Tiles) -> Any:

@@ -16,7 +16,7 @@ from forestgaps_jax.checkpoint import Checkpoint, latest, restore, set_aside, ve
 from forestgaps_jax.compilation import CompileGuard
 from forestgaps_jax.compilation_cache import use_cache
 from forestgaps_jax.config import Config
-from forestgaps_jax.data.placing import on_devices
+from forestgaps_jax.data.placing import on_devices, refuse_uneven
 from forestgaps_jax.data.reading import as_data, steps_per_epoch
 from forestgaps_jax.epochs import HISTORY, Training, no_totals, run_epochs
 from forestgaps_jax.evaluation import evaluate, predict
@@ -114,11 +114,9 @@ def train(
         saved = _checkpoint_to_go_on_from(place, state, config, steps, resume)
         if saved is not None and resume == "auto":
             state, history = saved.state, history_of(saved)
-        rasters = type(getattr(data.train, "rasters", None)).__name__
-        agreed = config.to_dict(), int(state.step), steps, rasters
-        refuse_different(
-            "settings, the state's step, the steps of an epoch or how rasters are held", repr(agreed)
-        )
+        agreed = config.to_dict(), int(state.step), steps
+        refuse_different("settings, the state's step and the steps of an epoch", repr(agreed))
+        refuse_uneven({"data.train": data.train, "data.val": data.val})
         heights = predicts_heights(recipe.loss)
         run = _new_run(state, config, data, steps, history, place, heights, devices)
         if saved is not None:

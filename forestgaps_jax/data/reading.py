@@ -12,7 +12,7 @@ from forestgaps_jax.data.batches import as_batch, fill_up, warn_of_unlisted
 from forestgaps_jax.data.ground import refuse_shared_ground
 from forestgaps_jax.data.sampler import TileSampler
 from forestgaps_jax.data.sources import create_data, evaluation_sampler, training_sampler
-from forestgaps_jax.data.tile_stream import TileStream
+from forestgaps_jax.data.tile_stream import TileEpoch, TileStream
 from forestgaps_jax.parallel import ONE_DEVICE, Devices
 from forestgaps_jax.types import Batch, BatchSource, Data, Sampler, Site
 
@@ -86,11 +86,11 @@ def _refuse_unreadable(source: Any, name: str) -> None:
             f"{name} is a {type(source).__name__}: must be a sampler, a site or several, or an iterable that "
             "yields batches"
         )
-    if _length(source) == 0:
+    if length(source) == 0:
         raise ValueError(f"{name} yields no batch: give some, or None where it may be left out")
 
 
-def _length(source: Any) -> int | None:
+def length(source: Any) -> int | None:
     """Batches in a source; None where only reading it tells."""
     if isinstance(source, Sampler):
         return source.steps_per_epoch
@@ -115,7 +115,7 @@ def steps_per_epoch(source: BatchSource) -> int:
         ValueError: it yields nothing, or can be read only once.
     """
     _refuse_unreadable(source, "data.train")
-    steps = _length(source)
+    steps = length(source)
     if steps is None:
         assert not isinstance(source, Sampler)
         steps = sum(1 for _ in source)
@@ -202,6 +202,11 @@ class BatchReader:
         """Where the pass stands, as JSON."""
         get_state = getattr(self._iterator, "get_state", None)
         return {"size": self._size, "iterator": None if get_state is None else _encoded(get_state())}
+
+    def unread(self) -> dict[str, int]:
+        """The metric ``unread_tiles`` of a stream: how many up to here; of other sources nothing."""
+        iterator = self._iterator
+        return {"unread_tiles": len(iterator.unread)} if isinstance(iterator, TileEpoch) else {}
 
     def _skip(self, first: int) -> None:
         for number, item in enumerate(islice(self._iterator, first)):

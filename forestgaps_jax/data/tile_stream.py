@@ -1,6 +1,5 @@
 """Batches of tiles that lie on disk, in order, shared between processes, on the device before their step."""
 
-import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from forestgaps_jax.data.sampler import sampling_key
 from forestgaps_jax.data.stream_order import Order, shuffled_order, weighted_order
 from forestgaps_jax.data.stream_tiles import ReadTile, TileReader
 from forestgaps_jax.data.tiles import Places
+from forestgaps_jax.data.unread import Unread
 from forestgaps_jax.data.windows import Pair
 
 _THREADS = 4
@@ -46,6 +46,8 @@ class TileStream:
         weights: how often tiles of each pair come in training, relative to the others; None: each tile once.
         share: number of this process, from 0, and of all processes.
         put: called in a thread of its own with each batch, before it is asked for.
+        collect: called in the main thread, with what could not be read here, at the end of a pass and where
+            it is asked for its place; what it gives back is told. See `Unread.of_all`.
     """
 
     pairs: tuple[Pair, ...]
@@ -55,6 +57,7 @@ class TileStream:
     weights: tuple[float, ...] | None = None
     share: tuple[int, int] = (0, 1)
     put: Callable[[CutTiles], CutTiles] = jax.device_put
+    collect: Callable[[Unread], Unread] = lambda unread: unread
 
     def __post_init__(self) -> None:
         process, processes = self.share
@@ -113,7 +116,7 @@ class TileStream:
 
     def whole(self) -> "TileStream":
         """The same batches for this process alone, on its default device."""
-        return replace(self, share=(0, 1), put=jax.device_put)
+        return TileStream(self.pairs, self.places, self.config, self.shuffle, self.weights)
 
     def order(self, epoch: int) -> Order:
         """From the number of a tile's turn in an epoch to its place; all processes have the same."""
@@ -129,7 +132,7 @@ class TileEpoch(Iterator[CutTiles]):
     """One pass over a stream; it knows where it stands, and what could not be read on the way there.
 
     Attributes:
-        skipped: by file, how many tiles up to here could not be read, the last of them, and why the first.
+        unread: what could not be read up to here; by all processes, when the pass has ended.
     """
 
     def __init__(self, source: TileStream, number: int):
@@ -139,10 +142,10 @@ class TileEpoch(Iterator[CutTiles]):
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
         ready = batches.to_iter_dataset(options).map(_batch_maker(source))
         ahead = grain.experimental.ThreadPrefetchIterDataset(ready, prefetch_buffer_size=_ON_DEVICE)
-        self._batches, self._ended, self._tiles = iter(ahead), False, len(source.places)
+        self._batches, self._ended, self._source = iter(ahead), False, source
         # Also where the pass is given up: what was asked for ahead is not read any more.
         self._close = weakref.finalize(self, self._batches.close)
-        self.skipped: dict[str, dict[str, Any]] = {}
+        self.unread = Unread()
 
     def __next__(self) -> CutTiles:
         if self._ended:
@@ -153,36 +156,27 @@ class TileEpoch(Iterator[CutTiles]):
             self._end()
             raise
         for number, failure in batch.failures:
-            self._count(number, *failure)
+            self.unread.add(number, *failure)
         return batch.tiles
 
     def get_state(self) -> dict[str, Any]:
-        """Where it stands, as JSON: after what was given out, whatever was read ahead."""
-        skipped = {file: dict(entry) for file, entry in self.skipped.items()}
-        return {"batches": self._batches.get_state(), "skipped": skipped}
+        """Where it stands, as JSON: after what was given out, whatever was read ahead.
+
+        Where all processes share the pass on their devices, all ask, and come to the same.
+        """
+        unread = self._source.collect(self.unread)
+        return {"batches": self._batches.get_state(), "unread": unread.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from where `get_state` was asked, by however many processes."""
         self._batches.set_state(state["batches"])
-        self.skipped = {file: dict(entry) for file, entry in state["skipped"].items()}
-
-    def _count(self, number: int, path: str, why: str) -> None:
-        entry = self.skipped.setdefault(path, {"tiles": 0, "last": None, "why": why})
-        # At its next threshold it is the same tile.
-        entry["tiles"] += entry["last"] != number
-        entry["last"] = number
+        self.unread = Unread(state["unread"])
 
     def _end(self) -> None:
         self._ended = True
         self._close()
-        if self.skipped:
-            files = [f"{entry['tiles']} of {entry['why']}" for entry in self.skipped.values()]
-            logging.getLogger(__name__).warning(
-                "%d of %d tiles were skipped in this epoch, as they could not be read: %s",
-                sum(entry["tiles"] for entry in self.skipped.values()),
-                self._tiles,
-                "; ".join(files),
-            )
+        self.unread = self._source.collect(self.unread)
+        self.unread.warn(len(self._source.places))
 
 
 class _Made(NamedTuple):

@@ -3,6 +3,7 @@
 from forestgaps_jax.parallel.alarm import Alarm
 from forestgaps_jax.parallel.arrays import from_all, gathered, is_here, on_one_device
 from forestgaps_jax.parallel.devices import AXES, AXES_HERE, ONE_DEVICE, Devices, keep_state, share_batch
+from forestgaps_jax.parallel.each import done_by_each, said_by_each
 from forestgaps_jax.parallel.joining import join_processes
 from forestgaps_jax.parallel.processes import (
     done_by_main,
@@ -21,6 +22,7 @@ __all__ = [
     "ONE_DEVICE",
     "Alarm",
     "Devices",
+    "done_by_each",
     "done_by_main",
     "from_all",
     "gathered",
@@ -33,6 +35,7 @@ __all__ = [
     "own_share",
     "refuse_different",
     "refuse_unshared",
+    "said_by_each",
     "said_by_main",
     "share_batch",
     "wait_for_all",

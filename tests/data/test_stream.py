@@ -365,7 +365,7 @@ def test_a_file_cut_off_within_an_epoch_is_skipped_counted_and_told_never_zeros(
     (message,) = warnings_of(caplog)
     assert message.startswith(f"{skipped} of {len(source.places)} tiles were skipped in this epoch")
     assert f"{skipped} of {path}: not a raster or cut off" in message
-    assert epoch.skipped[str(path)]["tiles"] == skipped
+    assert epoch.unread.by_file() == {str(path): skipped}
     # The next epoch, of files opened anew, fares no better, and tells it too.
     list(source.epoch(1))
     assert len(warnings_of(caplog)) == 2
