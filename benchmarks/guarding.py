@@ -17,12 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from forestgaps_jax import Config, create_state, steps
+from forestgaps_jax import Config, create_state
 from forestgaps_jax.checkpoint import Checkpointer
 from forestgaps_jax.data import create_data, load_sites
 from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.recipe import make_recipe
 from forestgaps_jax.state import TrainState
+from forestgaps_jax.steps import training
 from forestgaps_jax.totals import Totals
 
 STEPS = 10
@@ -37,15 +38,15 @@ class Timed:
     """A step that is compiled on its own, with its state."""
 
     def __init__(self, config: Config, guard: Any):
-        guarded, steps._guarded = steps._guarded, guard
+        guarded, training.guarded = training.guarded, guard
         sites = load_sites(config)
         self.source = create_data(sites, config).train
         self.state = create_state(create_model_from_config(config), config)
         self.totals = Totals.zeros(config.thresholds, training=True)
         recipe = make_recipe(config, self.source.steps_per_epoch)
-        self.step = jax.jit(steps.train_step(recipe), donate_argnums=(0, 1))
+        self.step = jax.jit(training.train_step(recipe), donate_argnums=(0, 1))
         self.seconds()
-        steps._guarded = guarded
+        training.guarded = guarded
 
     def seconds(self) -> float:
         """Of one step, the mean of some."""
@@ -58,7 +59,7 @@ class Timed:
 
 def time_steps(config: Config, rounds: int) -> TrainState:
     """Print what the guard costs; a state to save."""
-    plain, guarded = Timed(config, unguarded), Timed(config, steps._guarded)
+    plain, guarded = Timed(config, unguarded), Timed(config, training.guarded)
     pairs = [(plain.seconds(), guarded.seconds()) for _ in range(rounds)]
     ratios = [with_it / without for without, with_it in pairs]
     without, with_it = (statistics.median(times) for times in zip(*pairs, strict=True))

@@ -1,6 +1,8 @@
 """Compilation: with the options that are fastest where it runs, and with a word of what it took."""
 
+import ctypes
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +23,9 @@ _FASTER_ON_CPU = {
 
 _BACKEND = "/jax/core/compile/backend_compile_duration"
 """Told at the end of a compilation, or of reading its result from the disk."""
+
+_LONG = 1.0
+"""Seconds of a compilation from which what it leaves behind is given back to the system."""
 
 
 def jit(function: Callable[..., R], **options: Any) -> Callable[..., R]:
@@ -57,6 +62,7 @@ class _Jitted:
 
     @cached_property
     def _jitted(self) -> Any:
+        _give_memory_back()
         return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,6 +70,18 @@ class _Jitted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._jitted, name)
+
+
+@lru_cache(maxsize=1)
+def _give_memory_back() -> None:
+    """After every long compilation from now on: XLA frees a gigabyte for a step, which glibc would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+    def follow(event: str, duration_secs: float, **_: Any) -> None:
+        if event == _BACKEND and duration_secs > _LONG and trim is not None:
+            trim(0)
+
+    monitoring.register_event_duration_secs_listener(follow)
 
 
 @dataclass

@@ -156,7 +156,7 @@ def init_state(
         optimizer: the optimizer that `train` will get, if not the configured one.
     """
     # Copies: the step gives its buffers away, and the caller keeps theirs.
-    params, model_state = (jax.tree.map(_copy, part) for part in (params, model_state))
+    params, model_state = _copied((params, model_state))
     loss: Any = loss_fn or create_loss_function(config)
     loss_params = loss.init() if getattr(loss, "learns", False) else None
     plateau = create_plateau(config)
@@ -170,11 +170,12 @@ def init_state(
         rng=jax.random.key(config.seed),
         apply=apply,
         loss_params=loss_params,
-        ema_params=jax.tree.map(jnp.copy, params) if config.ema_decay else None,
+        ema_params=_copied(params) if config.ema_decay else None,
         plateau=plateau.init() if plateau else None,
     )
 
 
-def _copy(leaf: Any) -> Array:
-    """A copy with a type of its own: one that is weak (of a Python number) would make steps compile twice."""
-    return jnp.array(leaf, jnp.asarray(leaf).dtype)
+@jax.jit
+def _copied(tree: Any) -> Any:
+    """Copies with types of their own: a weak one (of a Python number) would make steps compile twice."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.asarray(leaf).dtype), tree)
