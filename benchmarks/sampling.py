@@ -1,12 +1,12 @@
 """What it costs that a training step cuts and augments its own batch: against the same step on a fixed batch.
 
-    python benchmarks/sampling.py [ROUNDS]
+    python benchmarks/sampling.py [--rounds 7] [--model unet_film] [--features 32] [--json FILE]
 
-The network and the augmentation are those of configs/general.toml, on virtual forests and one of them as a
-canopy that is drawn by weight. Both steps take turns; medians and quartiles of a round, and of the ratio.
+The augmentation is that of configs/general.toml, and the network too unless another is named, on virtual
+forests and one of them as a canopy that is drawn by weight. Both steps take turns; medians and quartiles of a
+round, and of the ratio.
 """
 
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import quartiles, take_turns
+from timing import parser_of, quartiles, take_turns, write_record
 
 from forestgaps_jax import Config, create_state
 from forestgaps_jax.data import create_data, put_on_terrain, virtual_forest
@@ -28,8 +28,14 @@ from forestgaps_jax.types import Grid
 STEPS = 5
 
 
-def main(rounds: int) -> None:
+def main() -> None:
+    parser = parser_of(__doc__, rounds=7)
+    parser.add_argument("--model", help="model_name, instead of the one of configs/general.toml")
+    parser.add_argument("--features", type=int, help="of that network")
+    options = parser.parse_args()
     config = Config.from_toml("configs/general.toml", val_fraction=0.0, test_fraction=0.0)
+    named = {"model_name": options.model, "features": options.features}
+    config = replace(config, **{name: value for name, value in named.items() if value})
     forests = [virtual_forest(seed, (256, 256), slope=5.0 * seed) for seed in range(8)]
     canopy = replace(put_on_terrain(forests[0], 1, 20.0), name="canopy", grid=Grid(1.0))
     sampler: Any = create_data([canopy, *forests], config).train
@@ -37,10 +43,11 @@ def main(rounds: int) -> None:
     begin = create_state(create_model_from_config(config), config)
     sources = {"sampler": sampler, "fixed batch": jax.jit(sampler.sample)(0)}
     ways = {name: partial(run, step, begin, config, source) for name, source in sources.items()}
-    seconds = take_turns(ways, rounds, warm_up=1)  # the first compiles
+    seconds = take_turns(ways, options.rounds, warm_up=1)  # the first compiles
     for name, times in seconds.items():
         print(f"{name:12s} {told(times)} s a step")
     print("ratio        " + told(np.divide(*seconds.values())))
+    write_record(options.json, {"seconds": seconds, "model": config.model_name, "features": config.features})
 
 
 def run(step: Any, state: Any, config: Config, source: Any) -> float:
@@ -59,4 +66,4 @@ def told(values: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 7)
+    main()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forestgaps_jax.layers.initializers import he_normal
+from forestgaps_jax.layers.initializers import _draw, he_normal
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (3, 3, 32, 40)])
@@ -27,3 +27,10 @@ def test_any_size_is_drawn_in_full_also_within_jit(shape):
     kernel = jax.jit(he_normal, static_argnums=1)(jax.random.key(0), shape)
     assert kernel.shape == shape
     assert np.unique(kernel).size == kernel.size
+    np.testing.assert_allclose(kernel, he_normal(jax.random.key(0), shape), rtol=1e-6)
+
+
+def test_a_network_of_the_same_seed_begins_alike_whatever_the_size_of_a_draw():
+    # More numbers of a key begin with the fewer: so a kernel does not depend on how many were drawn.
+    more, fewer = (_draw(jax.random.key(0), size) for size in (4096, 256))
+    np.testing.assert_array_equal(more[:256], fewer)
