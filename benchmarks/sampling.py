@@ -1,10 +1,10 @@
 """What it costs that a training step cuts and augments its own batch: against the same step on a fixed batch.
 
-    python benchmarks/sampling.py [--rounds 7] [--model unet_film] [--features 32] [--json FILE]
+    python benchmarks/sampling.py [--rounds 7] [--unet-film] [--json FILE]
 
-The augmentation is that of configs/general.toml, and the network too unless another is named, on virtual
-forests and one of them as a canopy that is drawn by weight. Both steps take turns; medians and quartiles of a
-round, and of the ratio.
+The augmentation is that of configs/general.toml; so is the network, or it is unet_film as it comes, with 4
+tiles of one threshold each. Virtual forests, and one of them as a canopy that is drawn by weight. Both steps
+take turns; medians and quartiles of a round, and of the ratio.
 """
 
 import time
@@ -30,12 +30,12 @@ STEPS = 5
 
 def main() -> None:
     parser = parser_of(__doc__, rounds=7)
-    parser.add_argument("--model", help="model_name, instead of the one of configs/general.toml")
-    parser.add_argument("--features", type=int, help="of that network")
+    parser.add_argument("--unet-film", action="store_true", help="instead of the network of general.toml")
     options = parser.parse_args()
     config = Config.from_toml("configs/general.toml", val_fraction=0.0, test_fraction=0.0)
-    named = {"model_name": options.model, "features": options.features}
-    config = replace(config, **{name: value for name, value in named.items() if value})
+    if options.unet_film:
+        film = {"model_name": "unet_film", "features": 32, "depth": 4}
+        config = replace(config, **film, thresholds_per_tile=1, batch_size=4)
     forests = [virtual_forest(seed, (256, 256), slope=5.0 * seed) for seed in range(8)]
     canopy = replace(put_on_terrain(forests[0], 1, 20.0), name="canopy", grid=Grid(1.0))
     sampler: Any = create_data([canopy, *forests], config).train
@@ -47,7 +47,7 @@ def main() -> None:
     for name, times in seconds.items():
         print(f"{name:12s} {told(times)} s a step")
     print("ratio        " + told(np.divide(*seconds.values())))
-    write_record(options.json, {"seconds": seconds, "model": config.model_name, "features": config.features})
+    write_record(options.json, {"seconds": seconds, "network": config.model_name})
 
 
 def run(step: Any, state: Any, config: Config, source: Any) -> float:
