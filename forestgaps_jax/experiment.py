@@ -144,28 +144,23 @@ def _score(
 ) -> Scores:
     assert isinstance(source, access.Tiles)
     scores = {"model": evaluate(state, config, source)}
+
+    def compare() -> None:
+        scores.update(score_baselines(sites, np.asarray(source.places), config))
+        (folder / f"{name}_metrics.json").write_text(json.dumps(to_json(scores), indent=1), encoding="utf-8")
+        _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
+        if config.figure_tiles:
+            _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, source))
+
     # All wait for the baselines: a process that had ended before would take the main one for dead.
-    done_by_main(lambda: _compare(scores, state, config, sites, source, folder, name, kind))
+    done_by_main(compare)
+    if is_main():
+        _print_scores(scores, f"{len(source.places)} {kind}; each {config.tile_size} px, at every threshold")
     return scores
 
 
-def _compare(
-    scores: Scores,
-    state: TrainState,
-    config: Config,
-    sites: access.Grounds,
-    source: access.Tiles,
-    folder: Path,
-    name: str,
-    kind: str,
-) -> None:
-    """Add what needs no training to the scores; write, draw and print them."""
-    scores |= score_baselines(sites, np.asarray(source.places), config)
-    (folder / f"{name}_metrics.json").write_text(json.dumps(to_json(scores), indent=1), encoding="utf-8")
-    _save_figure(folder, f"{name}_thresholds", figures.plot_thresholds(scores))
-    if config.figure_tiles:
-        _save_figure(folder, f"{name}_tiles", _tile_figure(state, config, source))
-    print(f"\n{len(source.places)} {kind}; each {config.tile_size} px, at every threshold\n")
+def _print_scores(scores: Scores, what: str) -> None:
+    print(f"\n{what}\n")
     print(format_table(scores))
     if mean_iou_over_thresholds(scores["model"]) < mean_iou_over_thresholds(scores["grey_opening"]):
         print("\nHere the grey opening, which needs no training, is better than the model.")
