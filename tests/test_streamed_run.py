@@ -34,7 +34,7 @@ def streamed(tmp_path_factory):
         patch.chdir(folder)
         printed: list[str] = []
         out.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        patch.setattr(memory, "memory_bytes", lambda: (1e5, "device"))
+        patch.setattr(memory, "memory_bytes", lambda devices: (1e5, "device"))
         words = ["train", "small.toml", "--sites", "plots", "--min-valid-fraction", "0"]
         assert main(words) == 0
         first = "\n".join(printed)
