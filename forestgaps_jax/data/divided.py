@@ -35,6 +35,7 @@ class DividedRasters(Rasters):
 
     dsm: Float[Array, "parts pixels"]
     chm: Float[Array, "parts pixels"]
+    # Defaults that nobody takes: a dataclass asks for them after that of names.
     tile_size: int = field(default=0, metadata={"static": True})
     mesh: Mesh = field(default=None, metadata={"static": True})  # type: ignore[assignment]
 
@@ -52,8 +53,8 @@ class DividedRasters(Rasters):
         """
         assert devices.mesh is not None
         mesh = devices.mesh.local_mesh
-        pixels = sum(site.dsm.size for site in sites)
-        length = -(-pixels // mesh.size)
+        rasters = end_to_end(sites)
+        length = -(-rasters[0].size // mesh.size)
 
         def part(raster: np.ndarray, where: Any) -> np.ndarray:
             first = (where[0].start or 0) * length
@@ -62,8 +63,7 @@ class DividedRasters(Rasters):
 
         shape, sharding = (mesh.size, length + tile_size), NamedSharding(mesh, _PARTS)
         dsm, chm = (
-            jax.make_array_from_callback(shape, sharding, partial(part, raster))
-            for raster in end_to_end(sites)
+            jax.make_array_from_callback(shape, sharding, partial(part, raster)) for raster in rasters
         )
         return DividedRasters(dsm, chm, **layout(sites), tile_size=tile_size, mesh=mesh)
 
