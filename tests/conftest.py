@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -18,6 +19,14 @@ CACHE = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# Most of the suite is compilation of programs that run for milliseconds: XLA takes less than half as long
+# if it does not optimise what it generates. Subprocesses inherit it; notebooks and the README's commands in
+# `.ci/run` compile as users do.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 # The same examples in every run: a change that lands is the one that was tested.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
@@ -35,7 +44,12 @@ TINY = Config(
     thresholds=(5.0, 15.0),
     learning_rate=1e-2,
     use_progress_bar=False,
+    figure_tiles=0,
+    vis_save_frequency=0,
 )
+
+DRAWN: dict[str, Any] = {"vis_save_frequency": 5, "figure_tiles": 2}
+"""Settings of a run that draws, which takes seconds."""
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Two processes of one training, on this machine."""
 
+import os
 import re
 import socket
 import subprocess
@@ -30,7 +31,7 @@ def free_port() -> int:
 
 def start(words: list[str], folder: Path, devices: int = 2, **variables: str) -> subprocess.Popen[str]:
     """Start Python in a process of so many CPU devices; of a cluster it sees what is in these variables."""
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FLAGS.format(devices)}
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_FLAGS.format(devices)}"}
     known = environment(**settings, PYTHONPATH=str(Path(__file__).parents[1]))
     return subprocess.Popen(
         [sys.executable, *words],

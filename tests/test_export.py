@@ -141,7 +141,10 @@ def test_a_gather_of_pixels_or_of_all_is_told():
 def divided() -> dict[str, list]:
     """What eight devices tell each other in a step, from a process that has as many."""
     root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.divided"],
         cwd=root, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,

@@ -26,7 +26,11 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices") / "run"
     run = subprocess.run(
         [sys.executable, "-m", "tests.on_devices", str(folder)],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
         capture_output=True,
         text=True,
     )

@@ -73,10 +73,12 @@ class RegressionSums:
         by_group = partial(_sum_by_group, counted=counted, group=group, groups=len(self.sums))
         pixels = by_group(counted, dtype=jnp.uint32)
         height = by_group(heights)
-        mean = height / jnp.maximum(pixels.astype(jnp.float32), 1)
+        count = jnp.maximum(pixels.astype(jnp.float32), 1)
+        mean = height / count
         distance = heights - mean[group].reshape(-1, *(1,) * (heights.ndim - 1))
         sums = [by_group(x) for x in (error, jnp.abs(error), error**2)]
-        sums = jnp.stack([*sums, height, by_group(distance**2)], axis=1)
+        spread = by_group(distance**2) - by_group(distance) ** 2 / count  # the mean was rounded
+        sums = jnp.stack([*sums, height, jnp.maximum(spread, 0)], axis=1)
         counter = ExactCounter(pixels, jnp.zeros_like(pixels))
         return self.merge(RegressionSums(counter, sums, jnp.zeros_like(sums)))
 

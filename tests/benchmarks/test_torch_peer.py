@@ -29,7 +29,7 @@ pytest.importorskip("torch")
 import torch
 
 from benchmarks import peer as peer_script
-from benchmarks import torch_peer
+from benchmarks import peer_report, torch_peer
 
 PEER = Path(__file__).parents[2] / "benchmarks" / "peer.py"
 SIZE = {"features": 4, "depth": 2}
@@ -265,20 +265,20 @@ def test_both_take_turns(tmp_path: Path):
 def run_record(ours: list[float], eager: list[float]) -> dict[str, Any]:
     seconds = {"ours": ours, "eager": eager}
     contestants = {name: {"median": float(np.median(times))} for name, times in seconds.items()}
-    return {"machine": {"cpu": "x"}, "contestants": contestants, "ratios": peer_script.ratios(seconds)}
+    return {"machine": {"cpu": "x"}, "contestants": contestants, "ratios": peer_report.ratios(seconds)}
 
 
 def test_drift_of_the_machine_cancels():
     stored = run_record([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
     now = run_record([1.6, 1.6, 1.6], [4.0, 4.0, 4.0])  # everything takes twice as long, ours less
-    found = peer_script.against(now, stored)["ours"]
+    found = peer_report.against(now, stored)["ours"]
     assert found["median"] == found["by_rival"]["eager"] == pytest.approx(0.8)
     assert found["not_normalised"] == pytest.approx(1.6)
 
 
 def test_precisions_are_compared_apart():
     seconds = {"ours": [1.0], "ours-bf16": [0.5], "eager": [2.0], "compile": [0.8], "compile-bf16": [0.25]}
-    found = peer_script.ratios(seconds)
+    found = peer_report.ratios(seconds)
     assert found["ours"]["fastest"] == "compile"
     assert set(found["ours"]["over"]) == {"eager", "compile"}
     assert found["ours-bf16"]["median"] == pytest.approx(2.0)

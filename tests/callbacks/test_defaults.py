@@ -15,6 +15,7 @@ from forestgaps_jax.callbacks import (
     with_defaults,
 )
 from tests.callbacks.driving import HISTORY
+from tests.conftest import DRAWN
 
 
 def kinds(config, on_disk, own=()) -> list[type]:
@@ -40,7 +41,7 @@ def kinds(config, on_disk, own=()) -> list[type]:
 )
 def test_the_settings_say_what_comes_before_the_users_own(config, settings, on_disk, before):
     own, last = Timer(), [CheckpointingCallback] if on_disk else []
-    assert kinds(replace(config, **settings), on_disk, [own]) == [*before, Timer, *last]
+    assert kinds(replace(config, **DRAWN, **settings), on_disk, [own]) == [*before, Timer, *last]
 
 
 class Own(LoggingCallback):
@@ -89,7 +90,7 @@ def test_fault_03_a_users_callback_drops_none_of_the_default_ones(state, config,
         def on_epoch_end(self, epoch, logs=None):
             print(logs["val_metrics"]["iou"])
 
-    settings = replace(config, name="mine", runs_dir=str(tmp_path), use_progress_bar=True)
+    settings = replace(config, name="mine", runs_dir=str(tmp_path), use_progress_bar=True, **DRAWN)
     _, history = train(state, settings, data, [Mine()])
     # Whether the step is compiled, which is told, depends on the tests before.
     lines = capsys.readouterr().out.splitlines()

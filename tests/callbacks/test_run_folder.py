@@ -11,13 +11,13 @@ from forestgaps_jax import checkpoint as checkpoints
 from forestgaps_jax.metrics import to_json
 from forestgaps_jax.models import create_model_from_config
 from tests.callbacks.driving import read_scalars
-from tests.conftest import TINY
+from tests.conftest import DRAWN, TINY
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
     runs = tmp_path_factory.mktemp("runs")
-    config = replace(TINY, name="tiny", runs_dir=str(runs), use_progress_bar=True)
+    config = replace(TINY, name="tiny", runs_dir=str(runs), use_progress_bar=True, **DRAWN)
     state = create_state(create_model_from_config(TINY), config)
     return runs / "tiny", config, *train(state, config, data)
 

@@ -19,6 +19,12 @@ from forestgaps_jax.data import create_data, virtual_forest
 from forestgaps_jax.figures.canvas import render
 from forestgaps_jax.steps import predict_step
 from tests.callbacks.driving import drive, new_run, read_events, scores
+from tests.conftest import DRAWN
+
+
+@pytest.fixture
+def config(config):
+    return replace(config, **DRAWN)
 
 
 def drawn(folder) -> set[str]:

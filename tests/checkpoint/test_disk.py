@@ -136,7 +136,7 @@ def test_a_training_outlives_a_full_disk(tmp_path, state, config, data, caplog):
             if epoch == 2:
                 stack.close()
 
-    config = replace(config, epochs=3, vis_save_frequency=1)
+    config = replace(config, epochs=3, vis_save_frequency=1, figure_tiles=1)
     with ExitStack() as stack:
         trained, history = train(state, config, data, [Disk()], folder=tmp_path)
     expected, expected_history = train(state, replace(config, name=""), data)
