@@ -41,7 +41,7 @@ def kinds(config, on_disk, own=()) -> list[type]:
 )
 def test_the_settings_say_what_comes_before_the_users_own(config, settings, on_disk, before):
     own, last = Timer(), [CheckpointingCallback] if on_disk else []
-    assert kinds(replace(config, **DRAWN, **settings), on_disk, [own]) == [*before, Timer, *last]
+    assert kinds(replace(config, **{**DRAWN, **settings}), on_disk, [own]) == [*before, Timer, *last]
 
 
 class Own(LoggingCallback):
