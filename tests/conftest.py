@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis
 import jax
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from forestgaps_jax import Config, Data, TrainState, create_state
 from forestgaps_jax.data import create_data, virtual_forest
@@ -50,6 +51,12 @@ TINY = Config(
 
 DRAWN: dict[str, Any] = {"vis_save_frequency": 5, "figure_tiles": 2}
 """Settings of a run that draws, which takes seconds."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Tests of a file stay in one worker: a fixture that takes minutes is made once."""
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Processes find each other, by an address or by what a cluster tells; or say why not."""
+"""Processes find each other, by an address or by what a cluster tells; or say why not.
+
+Trainings of both kinds are in `test_processes.py`.
+"""
 
 import re
 import signal
@@ -8,29 +11,8 @@ import time
 import pytest
 
 from forestgaps_jax.parallel import join_processes, joining
-from tests.in_processes import GLOO, end, free_port, start, start_tasks
-from tests.survival import SETTINGS, TRAIN, Runner
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    """How two tasks of SLURM ended, and their run folder."""
-    settings = SETTINGS.replace("epochs = 3", "epochs = 1").replace("save_minutes = 1e-9", "")
-    runner = Runner(tmp_path_factory.mktemp("tasks"), settings)
-    return end(start_tasks(runner.folder)), runner.run_folder
-
-
-def test_tasks_of_slurm_train_together(tasks):
-    ends, folder = tasks
-    assert [status for status, _, _ in ends] == [0, 0], ends[0][2][-3000:]
-    assert "4 x cpu of 2 processes: 1 samples a step each" in ends[0][1]
-    assert (folder / "test_metrics.json").exists()
-
-
-def test_of_them_the_first_alone_prints_and_none_waits_long(tasks):
-    (_, (_, output, _)), _ = tasks
-    assert GLOO.sub("", output) == ""
-    assert not any("waiting" in errors for _, _, errors in tasks[0])
+from tests.in_processes import end, free_port, start
+from tests.survival import TRAIN, Runner
 
 
 def test_auto_without_a_cluster_is_refused(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from forestgaps_jax import checkpoint
 from forestgaps_jax.parallel import Alarm
-from tests.in_processes import GLOO, end, free_port, start, start_trainings
+from tests.in_processes import GLOO, end, free_port, start, start_tasks, start_trainings
 from tests.survival import SETTINGS, TRAIN, Runner
 
 EPOCH = 17
@@ -35,7 +35,7 @@ def wait_for_step(runner: Runner, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Two processes: terminated, begun again, one killed, begun again; how they ended each time."""
+    """Two processes: terminated, begun again, one killed, begun again by SLURM; how they ended each time."""
     settings = SETTINGS.replace("save_minutes = 1e-9", 'save_minutes = 0.02\nshard_rasters = "always"')
     runner = Runner(tmp_path_factory.mktemp("together"), settings)
     ends, seconds = [], []
@@ -46,7 +46,7 @@ def together(tmp_path_factory):
         sent = time.monotonic()
         ends.append(end(pair))
         seconds.append(time.monotonic() - sent)
-    ends.append(end(start_trainings(runner.folder)))
+    ends.append(end(start_tasks(runner.folder)))
     return runner.run_folder, ends, seconds
 
 
@@ -65,9 +65,10 @@ def test_a_killed_one_ends_the_other_with_an_error_within_a_minute(together):
     assert seconds[1] < 60
 
 
-def test_the_same_command_goes_on(together):
+def test_the_same_command_goes_on_also_in_tasks_of_slurm(together):
     folder, (_, second, third), _ = together
-    assert [status for status, _, _ in third] == [0, 0]
+    assert [status for status, _, _ in third] == [0, 0], third[0][2][-3000:]
+    assert not any("waiting" in errors for _, _, errors in third)
     for _, output, _ in (second[0], third[0]):
         assert "going on with runs/run, from step" in output
     assert sorted(path.name for path in folder.parent.iterdir()) == ["run"]
@@ -77,7 +78,8 @@ def test_the_same_command_goes_on(together):
 def test_only_the_first_speaks_writes_and_draws(together):
     folder, ends, _ = together
     assert {GLOO.sub("", output) for _, (_, output, _) in ends} == {""}
-    assert "4 x cpu of 2 processes: 1 samples a step each" in ends[0][0][1]
+    for first, _ in ends:
+        assert "4 x cpu of 2 processes: 1 samples a step each" in first[1]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert (folder / "figures" / "history.png").exists()
