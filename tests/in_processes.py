@@ -1,6 +1,5 @@
 """Two processes of one training, on this machine."""
 
-import os
 import re
 import socket
 import subprocess
@@ -8,9 +7,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from tests.conftest import flags_of_devices
 from tests.survival import TRAIN, environment
 
-_FLAGS = "--xla_force_host_platform_device_count={} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+_IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 """CPU devices of one process may otherwise start their collectives in different orders, and wait for ever."""
 
 GLOO = re.compile(
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 def start(words: list[str], folder: Path, devices: int = 2, **variables: str) -> subprocess.Popen[str]:
     """Start Python in a process of so many CPU devices; of a cluster it sees what is in these variables."""
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_FLAGS.format(devices)}"}
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{flags_of_devices(devices)} {_IN_ORDER}"}
     known = environment(**settings, PYTHONPATH=str(Path(__file__).parents[1]))
     return subprocess.Popen(
         [sys.executable, *words],

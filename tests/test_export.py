@@ -20,7 +20,7 @@ from forestgaps_jax.models import create_model_from_config
 from forestgaps_jax.recipe import make_recipe
 from forestgaps_jax.steps import numbered_eval_step, numbered_train_step, predict_step, scoring_numbers
 from forestgaps_jax.totals import Totals
-from tests.conftest import TINY
+from tests.conftest import TINY, flags_of_devices
 from tests.hlo import channels_first, convolutions, doubles, gathers, host_calls
 
 CONFIG = replace(
@@ -141,10 +141,7 @@ def test_a_gather_of_pixels_or_of_all_is_told():
 def divided() -> dict[str, list]:
     """What eight devices tell each other in a step, from a process that has as many."""
     root = str(Path(__file__).parents[1])
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-    }
+    environment = {**os.environ, "XLA_FLAGS": flags_of_devices(8)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.divided"],
         cwd=root, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,

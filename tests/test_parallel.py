@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from forestgaps_jax.parallel import Devices, gathered, is_main, on_one_device, said_by_main
-from tests.conftest import TINY
+from tests.conftest import TINY, flags_of_devices
 
 SAME = {
     "one": ("four", "eight", "fsdp", "together"),
@@ -26,11 +26,7 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices") / "run"
     run = subprocess.run(
         [sys.executable, "-m", "tests.on_devices", str(folder)],
-        env=os.environ
-        | {
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-        },
+        env=os.environ | {"XLA_FLAGS": flags_of_devices(8), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )

@@ -17,7 +17,7 @@ from forestgaps_jax import checkpoint
 from forestgaps_jax.checkpoint import Checkpointer, DamagedCheckpoint, best, latest, restore, set_aside
 from forestgaps_jax.checkpoint import contents as checkpoint_contents
 from tests.checkpoint.test_reading import at_step, new_state
-from tests.conftest import TINY
+from tests.conftest import TINY, flags_of_devices
 from tests.survival import DAMAGES, damage
 
 SCORES = {10: 0.9, 20: 0.5, 30: 0.7}
@@ -205,10 +205,7 @@ def test_it_is_read_whatever_the_number_of_devices_that_wrote_it(tmp_path):
     """)
     one, four = tmp_path / "one", tmp_path / "four"
     checkpoint.save_one(one, new_state(seed=3), {})
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
-    }
+    environment = {**os.environ, "XLA_FLAGS": flags_of_devices(4)}
     subprocess.run([sys.executable, "-c", code, str(one), str(four)], check=True, env=environment)
     restored, expected = checkpoint.restore_one(four, new_state()).state, at_step(new_state(seed=3), 5)
     for a, b in zip(jax.tree.leaves(restored.params), jax.tree.leaves(expected.params), strict=True):
