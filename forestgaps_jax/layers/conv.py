@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from forestgaps_jax.layers.conv3x3 import conv3x3, is_faster
 from forestgaps_jax.layers.initializers import he_normal
 from forestgaps_jax.layers.norm import AdaptiveNorm, Norm, choose_norm
-from forestgaps_jax.layers.winograd import conv3x3, is_faster
 
 
 class Conv(nnx.Module):
