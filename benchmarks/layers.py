@@ -1,8 +1,9 @@
 r"""Where a training step goes, layer by layer, against what the machine can reach.
 
 Each distinct convolution of the step is timed alone: forward, gradient of the input, gradient of the weights,
-by XLA with the options of the library, and by PyTorch with channels last where that is installed. All of
-them, the whole step, and large matrix products by both (the best of these is called the peak) take turns.
+by XLA with the options of the library, by the library itself where it has another algorithm, and by PyTorch
+with channels last where that is installed. All of them, the whole step, and large matrix products by XLA and
+PyTorch (the best of these is called the peak) take turns.
 Shares are of that peak, which a convolution can surpass by some percent. Sums weigh each layer by how often
 the step has it.
 
@@ -29,10 +30,11 @@ from training_step import TrainingStep, random_batch
 
 from forestgaps_jax import Config
 from forestgaps_jax.compilation import compiler_options
+from forestgaps_jax.layers.conv3x3 import conv3x3, is_faster
 
 STEP = "step"
-LIBRARIES: tuple[str, ...] = ("XLA", "PyTorch")
-XLA, TORCH = LIBRARIES
+LIBRARIES: tuple[str, ...] = ("XLA", "ours", "PyTorch")
+XLA, OURS, TORCH = LIBRARIES
 Ways = dict[str, Callable[[], float]]
 
 
@@ -43,13 +45,13 @@ def main() -> None:
         features=options.features, depth=options.depth, precision="bfloat16" if options.bf16 else "float32",
     )  # fmt: skip
     layers = step_convolutions(config, random_batch(config))
-    libraries = LIBRARIES[:1] if options.no_torch or not has_torch() else LIBRARIES
+    libraries = LIBRARIES[:2] if options.no_torch or not has_torch() else LIBRARIES
     step = TrainingStep(config)
     products = {XLA: matmul} | ({TORCH: torch_matmul} if TORCH in libraries else {})
     peaks = {library: product(config.precision) for library, product in products.items()}
     ways: Ways = {STEP: partial(step.seconds, 2)}
+    ways |= {f"{library} product": product for library, (product, _) in peaks.items()}
     for library in libraries:
-        ways[f"{library} product"] = peaks[library][0]
         for layer, passes in layers.items():
             ways |= {way_name(library, layer, kind): way for kind, way in passes_of(library, layer, passes)}
     seconds = take_turns(ways, options.rounds, warm_up=1)
@@ -73,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--features", type=int, default=32, help="channels of the first level (32)")
     parser.add_argument("--depth", type=int, default=4, help="times that the network halves the tile (4)")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 instead of float32, peaks too")
-    parser.add_argument("--no-torch", action="store_true", help="XLA alone")
+    parser.add_argument("--no-torch", action="store_true", help="without PyTorch")
     return parser.parse_args()
 
 
@@ -86,7 +88,7 @@ def passes_of(library: str, layer: Layer, passes: Passes) -> list[tuple[str, Cal
     random = np.random.default_rng(0)
     shapes = layer.image, layer.kernel, layer.output
     arrays = [random.standard_normal(shape, np.float32) for shape in shapes]
-    calls = (xla_calls if library == XLA else torch_calls)(layer, passes, arrays)
+    calls = {XLA: xla_calls, OURS: our_calls, TORCH: torch_calls}[library](layer, passes, arrays)
     return [(kind, partial(mean_seconds, calls[kind])) for kind in KINDS if kind in passes.counts]
 
 
@@ -102,12 +104,33 @@ def xla_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[st
     def of_kernel(image: Any, change: Any) -> Any:
         return jax.linear_transpose(lambda w: convolve(image, w), kernel)(change)[0]
 
-    def call(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
-        compiled = jax.jit(function, compiler_options=compiler_options()).lower(*inputs).compile()
-        return lambda: compiled(*inputs).block_until_ready()
-
     kinds = (convolve, image, kernel), (of_image, kernel, change), (of_kernel, image, change)
     return {kind: call(*each) for kind, each in zip(KINDS, kinds, strict=True) if kind in passes.counts}
+
+
+def our_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """The three passes of a training step as `forestgaps_jax.layers.conv.Conv` makes them."""
+    simple = layer.stride == layer.dilation == 1 and layer.dtype == "float32"
+    if not (simple and is_faster(layer.image, layer.kernel)):
+        return xla_calls(layer, passes, arrays)
+    inputs = tuple(map(jax.numpy.asarray, arrays))
+
+    def forward(image: Any, kernel: Any, change: Any) -> Any:
+        return jax.vjp(conv3x3, image, kernel)[0]
+
+    def backward(which: int, image: Any, kernel: Any, change: Any) -> Any:
+        return jax.vjp(conv3x3, image, kernel)[1](change)[which]
+
+    kinds = forward, partial(backward, 0), partial(backward, 1)
+    return {
+        kind: call(each, *inputs) for kind, each in zip(KINDS, kinds, strict=True) if kind in passes.counts
+    }
+
+
+def call(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+    """A compiled call that waits for its result."""
+    compiled = jax.jit(function, compiler_options=compiler_options()).lower(*inputs).compile()
+    return lambda: compiled(*inputs).block_until_ready()
 
 
 def torch_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
@@ -154,7 +177,7 @@ def report(
     told = ", ".join(f"{library} {value / 1e9:.0f}" for library, value in reached.items())
     print(f"peak of {config.precision} matrix products, GFLOP/s: {told}")
     print(f"times and shares: {' / '.join(KINDS)}; medians\n\n{markdown_table(titles, rows)}\n")
-    report_step(found[STEP], sum(sums[XLA].values()), flops, peak)
+    report_step(found[STEP], sum(sums[OURS].values()), flops, peak)
 
 
 def report_step(
@@ -162,7 +185,7 @@ def report_step(
 ) -> None:
     """Print what the whole step takes, and how much of it is not convolutions."""
     low, step, high = (1e3 * value for value in seconds)
-    print(f"the step {step:.1f} ms ({low:.1f} to {high:.1f}): its convolutions one by one by XLA ", end="")
+    print(f"the step {step:.1f} ms ({low:.1f} to {high:.1f}): its convolutions one by one ", end="")
     print(f"{1e3 * convolutions:.1f} ms, the rest {step - 1e3 * convolutions:.1f} ms")
     if flops is None:
         print("operations of the step: not told by the compiler")
