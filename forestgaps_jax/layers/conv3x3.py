@@ -30,7 +30,10 @@ def conv3x3(x: Image, kernel: Kernel) -> Output:
 
 
 def _convolve(x: Image, kernel: Kernel, largest: int) -> Output:
-    """By rows where there is more to multiply than to move: many channels, not too large, not too small."""
+    """By rows where there is more to multiply than to move: many channels, not too large, not too small.
+
+    Sides up to the ``largest`` gain: 128 px in inference, 64 px in training, which has more in memory.
+    """
     sides, channels = x.shape[1:3], kernel.shape[2:]
     by_rows = min(sides) >= 16 and max(sides) <= largest and min(channels) >= 32
     return convolve(x, kernel) if by_rows else xla_convolve(x, kernel)
