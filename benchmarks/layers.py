@@ -104,8 +104,7 @@ def xla_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[st
     def of_kernel(image: Any, change: Any) -> Any:
         return jax.linear_transpose(lambda w: convolve(image, w), kernel)(change)[0]
 
-    kinds = (convolve, image, kernel), (of_image, kernel, change), (of_kernel, image, change)
-    return {kind: call(*each) for kind, each in zip(KINDS, kinds, strict=True) if kind in passes.counts}
+    return compiled(passes, (convolve, image, kernel), (of_image, kernel, change), (of_kernel, image, change))
 
 
 def our_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
@@ -121,16 +120,19 @@ def our_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[st
     def backward(which: int, image: Any, kernel: Any, change: Any) -> Any:
         return jax.vjp(conv3x3, image, kernel)[1](change)[which]
 
-    kinds = forward, partial(backward, 0), partial(backward, 1)
-    return {
-        kind: call(each, *inputs) for kind, each in zip(KINDS, kinds, strict=True) if kind in passes.counts
-    }
+    return compiled(
+        passes, *((function, *inputs) for function in (forward, partial(backward, 0), partial(backward, 1)))
+    )
 
 
-def call(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
-    """A compiled call that waits for its result."""
-    compiled = jax.jit(function, compiler_options=compiler_options()).lower(*inputs).compile()
-    return lambda: compiled(*inputs).block_until_ready()
+def compiled(passes: Passes, *kinds: tuple[Any, ...]) -> dict[str, Callable[[], Any]]:
+    """Compiled calls of a function of each kind on its inputs, which wait for the result."""
+
+    def call(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+        program = jax.jit(function, compiler_options=compiler_options()).lower(*inputs).compile()
+        return lambda: program(*inputs).block_until_ready()
+
+    return {kind: call(*each) for kind, each in zip(KINDS, kinds, strict=True) if kind in passes.counts}
 
 
 def torch_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:

@@ -79,6 +79,20 @@ def trained_on(state: Any, config: Any) -> list[float]:
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)]).tolist()
 
 
+def zip_leaves(one: Any, other: Any) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+    """Path and both values of each leaf."""
+    leaves = zip(jax.tree.leaves_with_path(one), jax.tree.leaves(other), strict=True)
+    return [(path, np.asarray(first), np.asarray(second)) for (path, first), second in leaves]
+
+
+def alike(one: np.ndarray, other: np.ndarray, rounded: bool) -> bool:
+    """Bit for bit, or but for a rounding: some processors round augmented heights otherwise."""
+    if not rounded:
+        return np.array_equal(one, other, equal_nan=True)
+    rounding = float(np.finfo(np.float32).eps)
+    return one.shape == other.shape and np.allclose(one, other, rtol=rounding, atol=0.0, equal_nan=True)
+
+
 def held_together() -> dict[str, Any]:
     """Of rasters in parts on eight devices: their parts, and what differs from those of rasters on one."""
     data, devices = create_data(SITES, TOGETHER), Devices.of(0)
@@ -90,9 +104,11 @@ def held_together() -> dict[str, Any]:
         for step in range(3)
     ]
     pairs.append((DATA.val.read([0, 3, 1]), data.val.read([0, 3, 1])))
-    leaves = [zip(*map(jax.tree.leaves, pair), strict=True) for pair in pairs]
-    rounding = float(np.finfo(np.float32).eps)  # of augmented heights, which other programs round otherwise
-    same = [np.allclose(*pair, rtol=rounding, atol=0.0, equal_nan=True) for leaf in leaves for pair in leaf]
+    same = [
+        alike(*both, rounded=number < 6 and jax.tree_util.keystr(path) == ".dsm")
+        for number, (one, other) in enumerate(pairs)
+        for (path, *both) in zip_leaves(one, other)
+    ]
     dsm = data.train.rasters.dsm
     try:
         on_devices(data.train, Devices.of(4))

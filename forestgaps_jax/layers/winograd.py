@@ -76,18 +76,14 @@ def convolve(x: Image, kernel: Kernel) -> Output:
         x: the image; its height must be a multiple of 4.
         kernel: the taps.
     """
-    batch, height, width, channels = x.shape
-    matrices, rows = TRANSFORMS[ROWS], height // ROWS
-    padded = jnp.pad(x, ((0, 0), (1, ROWS - 1), (0, 0), (0, 0)))
-    padded = lax.optimization_barrier(padded).reshape(batch, rows + 1, ROWS, width, channels)
-    lines = [padded[:, k // ROWS : k // ROWS + rows, k % ROWS] for k in range(ROWS + 2)]
+    matrices, lines = TRANSFORMS[ROWS], _lines(x, ROWS)
     taps = lax.optimization_barrier([_combine(factors, list(kernel)) for factors in matrices.kernel])
     products = [
         xla_convolve(_combine(factors, lines), tap[None])
         for factors, tap in zip(matrices.image, taps, strict=True)
     ]
     y = jnp.stack([_combine(factors, products) for factors in matrices.output], 2)
-    return y.reshape(batch, height, width, -1)
+    return y.reshape(*x.shape[:3], -1)
 
 
 def xla_convolve(
@@ -128,16 +124,22 @@ def _kernel_gradient(x: Image, change: Output, size: int) -> Kernel:
 def _image_tiles(x: Image, size: int) -> list[Array]:
     batch, height, width, channels = x.shape
     matrix = TRANSFORMS[size].image
-    rows, columns, taps = height // size, width // size, range(size + 2)
-    around = (1, size - 1)
-    padded = jnp.pad(x, ((0, 0), around, around, (0, 0))).reshape(batch, rows + 1, size, -1, channels)
-    padded = lax.optimization_barrier(padded)
-    lines = [padded[:, k // size : k // size + rows, k % size] for k in taps]
+    rows, columns = height // size, width // size
+    lines = _lines(x, size, (1, size - 1))
     line = lax.optimization_barrier(jnp.stack([_combine(factors, lines) for factors in matrix]))
     parts = line.reshape(size + 2, batch * rows, columns + 1, size, channels)
-    places = [parts[:, :, k // size : k // size + columns, k % size] for k in taps]
+    places = [parts[:, :, k // size : k // size + columns, k % size] for k in range(size + 2)]
     shape = size + 2, batch * rows * columns, channels
     return lax.optimization_barrier([_combine(factors, places).reshape(shape) for factors in matrix])
+
+
+def _lines(x: Image, size: int, beside: tuple[int, int] = (0, 0)) -> list[Array]:
+    """Of all rows of tiles their first lines, their second ones, ...; zeros stand above, below and beside."""
+    batch, height, _, channels = x.shape
+    rows = height // size
+    padded = jnp.pad(x, ((0, 0), (1, size - 1), beside, (0, 0))).reshape(batch, rows + 1, size, -1, channels)
+    padded = lax.optimization_barrier(padded)
+    return [padded[:, k // size : k // size + rows, k % size] for k in range(size + 2)]
 
 
 def _change_tiles(change: Image, size: int) -> list[Array]:
