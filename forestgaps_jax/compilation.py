@@ -1,8 +1,6 @@
 """Compilation: with the options that are fastest where it runs, and with a word of what it took."""
 
-import ctypes
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +11,11 @@ from typing import Any, TypeVar
 import jax
 from jax import monitoring
 
+from forestgaps_jax.host import give_freed_memory_back, keep_freed_memory, run_in_calling_thread
+
 R = TypeVar("R")
+
+run_in_calling_thread()
 
 _FASTER_ON_CPU = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
@@ -64,7 +66,7 @@ class _Jitted:
 
     @cached_property
     def _jitted(self) -> Any:
-        _give_memory_back()
+        _manage_memory()
         return jax.jit(self._function, compiler_options=compiler_options(), **self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,13 +77,14 @@ class _Jitted:
 
 
 @lru_cache(maxsize=1)
-def _give_memory_back() -> None:
-    """After every long compilation from now on: XLA frees a gigabyte for a step, which glibc would keep."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+def _manage_memory() -> None:
+    """Keep what programs free, but not what long compilations free: of a step's it is a gigabyte."""
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
 
     def follow(event: str, duration_secs: float, **_: Any) -> None:
-        if event == _BACKEND and duration_secs > _LONG and trim is not None:
-            trim(0)
+        if event == _BACKEND and duration_secs > _LONG:
+            give_freed_memory_back()
 
     monitoring.register_event_duration_secs_listener(follow)
 

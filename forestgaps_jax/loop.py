@@ -20,6 +20,7 @@ from forestgaps_jax.data.placing import on_devices, refuse_uneven
 from forestgaps_jax.data.reading import as_data, steps_per_epoch
 from forestgaps_jax.epochs import HISTORY, Training, no_totals, run_epochs
 from forestgaps_jax.evaluation import evaluate, predict
+from forestgaps_jax.host import give_freed_memory_back
 from forestgaps_jax.interruption import Interruption
 from forestgaps_jax.loss import Loss
 from forestgaps_jax.parallel import Devices, done_by_main, on_one_device, refuse_different
@@ -138,6 +139,7 @@ def train(
         step = CompileGuard(devices.run(make_train_step(recipe)), ("state", "totals", "batch"))
         data = Data(on_devices(data.train, devices), on_devices(data.val, devices))
         training = Training(run, hooks, data, recipe, monitor, step, interruption, int(state.step) > 0)
+        stack.callback(give_freed_memory_back)
         run_epochs(training, saved)
         return on_one_device(run.state), run.history
 

@@ -10,6 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "forestgaps_jax"
 FLOORS = [
+    {"host"},
     {"types", "fields", "files", "compilation", "compilation_cache", "parallel"},
     {"settings"},
     {"config"},

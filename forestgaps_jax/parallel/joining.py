@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from forestgaps_jax.host import run_in_calling_thread
+
 _log = logging.getLogger(__name__)
 
 _SILENCE = 20
@@ -90,7 +92,7 @@ def _join_as_told(options: dict[str, Any]) -> None:
 
 def _keep_cpus_in_step() -> None:
     # Collectives of two programs at once would wait for each other.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    run_in_calling_thread()
     if jax.default_backend() == "cpu":
         # Of what was compiled before, process 0 alone finds its own, and may then begin the collectives of a
         # step in another order than the others, who compile it anew: all would wait for ever.
