@@ -5,8 +5,17 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from forestgaps_jax.layers.winograd import Image, Kernel, Output, convolve, kernel_gradient, xla_convolve
+from forestgaps_jax.layers.winograd import (
+    Image,
+    Kernel,
+    Output,
+    convolve,
+    kernel_gradient,
+    row_taps,
+    xla_convolve,
+)
 
 ENOUGH = 3 * 10**8
 """Operations of a pass from which on it is worth the time that it takes to compile."""
@@ -26,27 +35,46 @@ def conv3x3(x: Image, kernel: Kernel) -> Output:
 
     Height and width must be multiples of 4.
     """
-    return _convolve(x, kernel, 128)
+    if _gains_by_rows(x.shape[1:3], kernel.shape[2:]):
+        return convolve(x, row_taps(kernel))
+    return xla_convolve(x, kernel)
 
 
-def _convolve(x: Image, kernel: Kernel, largest: int) -> Output:
-    """By rows where there is more to multiply than to move: many channels, not too large, not too small.
-
-    Sides up to the ``largest`` gain: 128 px in inference, 64 px in training, which has more in memory.
-    """
-    sides, channels = x.shape[1:3], kernel.shape[2:]
-    by_rows = min(sides) >= 16 and max(sides) <= largest and min(channels) >= 32
-    return convolve(x, kernel) if by_rows else xla_convolve(x, kernel)
+def _gains_by_rows(sides: Sequence[int], channels: Sequence[int]) -> bool:
+    """Whether there is more to multiply than to move: many channels, not too large, not too small."""
+    large = max(sides) > 128 and max(channels) < 64
+    return min(sides) >= 16 and not large and min(channels) >= 32
 
 
 def _forward(x: Image, kernel: Kernel) -> tuple[Output, tuple[Image, Kernel]]:
-    return _convolve(x, kernel, 64), (x, kernel)
+    return conv3x3(x, kernel), (x, kernel)
 
 
 def _backward(saved: tuple[Image, Kernel], change: Output) -> tuple[Image, Kernel]:
     x, kernel = saved
-    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-    return _convolve(change, turned, 64), kernel_gradient(x, change, 2 if min(x.shape[1:3]) <= 8 else 4)
+    small = min(x.shape[1:3]) <= 8
+    return _image_gradient(change, kernel), kernel_gradient(x, change, 2 if small else 4)
+
+
+def _image_gradient(change: Output, kernel: Kernel) -> Image:
+    """Kernels are large where images are small: there they are taken as they lie, else turned around."""
+    if max(change.shape[1:3]) <= 8:
+        return _small_image_gradient(change, kernel)
+    turned = kernel[::-1, ::-1]
+    if _gains_by_rows(change.shape[1:3], kernel.shape[2:]):
+        return convolve(change, lax.optimization_barrier(jnp.swapaxes(row_taps(turned), 2, 3)))
+    return xla_convolve(change, jnp.swapaxes(turned, 2, 3))
+
+
+def _small_image_gradient(change: Output, kernel: Kernel) -> Image:
+    """What each pixel of the output says of all nine that it was made of, and then their sums."""
+    _, height, width, _ = change.shape
+    said = lax.optimization_barrier(jnp.einsum("nhwo,yxio->nhwyxi", change, kernel))
+    padded = jnp.pad(said, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
+    shifted = [
+        padded[:, 2 - y : 2 - y + height, 2 - x : 2 - x + width, y, x] for y in range(3) for x in range(3)
+    ]
+    return sum(shifted[1:], shifted[0])
 
 
 conv3x3.defvjp(_forward, _backward)

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 Image = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch height width channels_out"]
 Kernel = Float[Array, "3 3 channels channels_out"]
+RowTaps = Float[Array, "6 3 channels channels_out"]
 
-PART = 2**21
+PART = 3 * 2**20
 """Numbers of image and output of which a kernel's gradient is computed at once, to stay in the cache."""
 
 ROWS = 4
@@ -66,7 +67,15 @@ TRANSFORMS = {
 }
 
 
-def convolve(x: Image, kernel: Kernel) -> Output:
+def row_taps(kernel: Kernel) -> RowTaps:
+    """The kernel as `convolve` takes it: transformed along its height."""
+    rows = list(kernel)
+    return lax.optimization_barrier(
+        jnp.stack([_combine(factors, rows) for factors in TRANSFORMS[ROWS].kernel])
+    )
+
+
+def convolve(x: Image, taps: RowTaps) -> Output:
     """Convolve with zeros around, with half of the multiplications.
 
     Tiles are 4 rows high and as wide as the image: transforms pass over whole rows, and what is left to
@@ -74,10 +83,9 @@ def convolve(x: Image, kernel: Kernel) -> Output:
 
     Args:
         x: the image; its height must be a multiple of 4.
-        kernel: the taps.
+        taps: of `row_taps`.
     """
     matrices, lines = TRANSFORMS[ROWS], _lines(x, ROWS)
-    taps = lax.optimization_barrier([_combine(factors, list(kernel)) for factors in matrices.kernel])
     products = [
         xla_convolve(_combine(factors, lines), tap[None])
         for factors, tap in zip(matrices.image, taps, strict=True)
