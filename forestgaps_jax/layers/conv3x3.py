@@ -68,12 +68,12 @@ def _image_gradient(change: Output, kernel: Kernel) -> Image:
 
 def _small_image_gradient(change: Output, kernel: Kernel) -> Image:
     """What each pixel of the output says of all nine that it was made of, and then their sums."""
-    _, height, width, _ = change.shape
-    said = lax.optimization_barrier(jnp.einsum("nhwo,yxio->nhwyxi", change, kernel))
+    batch, height, width, channels = change.shape
+    product = change.reshape(-1, channels) @ kernel.reshape(-1, channels).T
+    said = lax.optimization_barrier(product).reshape(batch, height, width, 3, 3, -1)
     padded = jnp.pad(said, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0), (0, 0)))
-    shifted = [
-        padded[:, 2 - y : 2 - y + height, 2 - x : 2 - x + width, y, x] for y in range(3) for x in range(3)
-    ]
+    places = ((2 - y, 2 - x) for y in range(3) for x in range(3))
+    shifted = [padded[:, y : y + height, x : x + width, 2 - y, 2 - x] for y, x in places]
     return sum(shifted[1:], shifted[0])
 
 
