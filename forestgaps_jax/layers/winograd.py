@@ -20,7 +20,7 @@ Output = Float[Array, "batch height width channels_out"]
 Kernel = Float[Array, "3 3 channels channels_out"]
 RowTaps = Float[Array, "6 3 channels channels_out"]
 
-PART = 3 * 2**20
+PART = 2**21
 """Numbers of image and output of which a kernel's gradient is computed at once, to stay in the cache."""
 
 ROWS = 4
@@ -85,7 +85,7 @@ def convolve(x: Image, taps: RowTaps) -> Output:
         x: the image; its height must be a multiple of 4.
         taps: of `row_taps`.
     """
-    matrices, lines = TRANSFORMS[ROWS], _lines(x, ROWS)
+    matrices, lines = TRANSFORMS[ROWS], _lines(x, ROWS, ((1, ROWS - 1), (0, 0)))
     products = [
         xla_convolve(_combine(factors, lines), tap[None])
         for factors, tap in zip(matrices.image, taps, strict=True)
@@ -111,17 +111,36 @@ def kernel_gradient(x: Image, change: Output, size: int) -> Kernel:
         change: the gradient of the output.
         size: side of the output's tiles: 2 or 4.
     """
-    enough = (n for n in range(1, len(x)) if len(x) % n == 0 and (x.size + change.size) // n <= PART)
-    count = next(enough, len(x))
+    batch, height, width, channels = x.shape
+    images, rows = _part(batch, height // size, (x.size + change.size) // (batch * height // size))
+    rows *= size
+    outlined = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+
+    def of_part(number: Array) -> Kernel:
+        start = number // (height // rows) * images, number % (height // rows) * rows, 0, 0
+        part = lax.dynamic_slice(outlined, start, (images, rows + 2, width, channels))
+        part_of_change = lax.dynamic_slice(change, start, (images, rows, *change.shape[2:]))
+        return _kernel_gradient(part, part_of_change, size)
+
+    count = batch // images * (height // rows)
     if count == 1:
-        return _kernel_gradient(x, change, size)
-    parts = tuple(a.reshape(count, -1, *a.shape[1:]) for a in (x, change))
-    return jnp.sum(lax.map(lambda part: _kernel_gradient(part[0], part[1], size), parts), 0)
+        return _kernel_gradient(outlined, change, size)
+    return jnp.sum(lax.map(of_part, jnp.arange(count)), 0)
 
 
-def _kernel_gradient(x: Image, change: Output, size: int) -> Kernel:
+def _part(images: int, rows: int, numbers: int) -> tuple[int, int]:
+    """The most images, or rows of tiles of one image, that are at most `PART`; a row has so many numbers."""
+    parts = [(n, rows) for n in range(images, 0, -1) if images % n == 0]
+    parts += [(1, n) for n in range(rows, 0, -1) if rows % n == 0]
+    return next((part for part in parts if part[0] * part[1] * numbers <= PART), (1, 1))
+
+
+def _kernel_gradient(
+    outlined: Float[Array, "batch rows width channels"], change: Output, size: int
+) -> Kernel:
+    """The gradient from images with a row more above and below."""
     dims = ((1,), (1,)), ((0,), (0,))
-    pairs = zip(_image_tiles(x, size), _change_tiles(change, size), strict=True)
+    pairs = zip(_image_tiles(outlined, size), _change_tiles(change, size), strict=True)
     products = lax.optimization_barrier([lax.dot_general(*pair, dims) for pair in pairs])
     matrix = TRANSFORMS[size].kernel.T
     columns = lax.optimization_barrier([_combine(factors, products) for factors in matrix])
@@ -129,11 +148,11 @@ def _kernel_gradient(x: Image, change: Output, size: int) -> Kernel:
     return jnp.stack([jnp.stack(row) for row in taps])
 
 
-def _image_tiles(x: Image, size: int) -> list[Array]:
-    batch, height, width, channels = x.shape
+def _image_tiles(outlined: Image, size: int) -> list[Array]:
+    batch, height, width, channels = outlined.shape
     matrix = TRANSFORMS[size].image
-    rows, columns = height // size, width // size
-    lines = _lines(x, size, (1, size - 1))
+    rows, columns = (height - 2) // size, width // size
+    lines = _lines(outlined, size, ((0, size - 2), (1, size - 1)))
     line = lax.optimization_barrier(jnp.stack([_combine(factors, lines) for factors in matrix]))
     parts = line.reshape(size + 2, batch * rows, columns + 1, size, channels)
     places = [parts[:, :, k // size : k // size + columns, k % size] for k in range(size + 2)]
@@ -141,12 +160,12 @@ def _image_tiles(x: Image, size: int) -> list[Array]:
     return lax.optimization_barrier([_combine(factors, places).reshape(shape) for factors in matrix])
 
 
-def _lines(x: Image, size: int, beside: tuple[int, int] = (0, 0)) -> list[Array]:
-    """Of all rows of tiles their first lines, their second ones, ...; zeros stand above, below and beside."""
-    batch, height, _, channels = x.shape
-    rows = height // size
-    padded = jnp.pad(x, ((0, 0), (1, size - 1), beside, (0, 0))).reshape(batch, rows + 1, size, -1, channels)
-    padded = lax.optimization_barrier(padded)
+def _lines(x: Image, size: int, zeros: tuple[tuple[int, int], tuple[int, int]]) -> list[Array]:
+    """Of all rows of tiles their first lines, their second, ...; with zeros above and below, and beside."""
+    padded = jnp.pad(x, ((0, 0), *zeros, (0, 0)))
+    batch, height, width, channels = padded.shape
+    rows = height // size - 1
+    padded = lax.optimization_barrier(padded.reshape(batch, rows + 1, size, width, channels))
     return [padded[:, k // size : k // size + rows, k % size] for k in range(size + 2)]
 
 
