@@ -10,10 +10,10 @@ from forestgaps_jax.layers.winograd import xla_convolve
 from tests.layers.test_winograd import arrays
 
 
-@pytest.mark.parametrize("height", [4, 8, 16])
-@pytest.mark.parametrize("channels", [(5, 7), (32, 33)])
-def test_all_passes_are_those_of_xla(height, channels):
-    x, kernel, change = map(jnp.asarray, arrays(1, height, 16, channels))
+@pytest.mark.parametrize("sides", [(4, 16), (8, 16), (16, 16), (8, 8), (4, 8)], ids=str)
+@pytest.mark.parametrize("channels", [(5, 7), (32, 33)], ids=str)
+def test_all_passes_are_those_of_xla(sides, channels):
+    x, kernel, change = map(jnp.asarray, arrays(2, *sides, channels))
     y, backward = jax.vjp(conv3x3, x, kernel)
     expected, plain_backward = jax.vjp(xla_convolve, x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-5 * np.std(expected))
