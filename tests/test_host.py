@@ -35,9 +35,8 @@ def page_faults(steps: int) -> int:
 @on_glibc
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="memory of the host")
 def test_a_program_gets_the_memory_that_its_last_call_has_freed():
-    page_faults(6)
     pages = MEGABYTES * 2**20 // resource.getpagesize()
-    assert page_faults(4) < pages / 2
+    assert page_faults(40) < 40 * pages / 4  # XLA may free it a little after it has answered
     host.give_freed_memory_back()
     assert page_faults(1) > pages / 2
 
