@@ -20,8 +20,11 @@ Output = Float[Array, "batch height width channels_out"]
 Kernel = Float[Array, "3 3 channels channels_out"]
 RowTaps = Float[Array, "6 3 channels channels_out"]
 
-PART = 2**21
-"""Numbers of image and output of which a kernel's gradient is computed at once, to stay in the cache."""
+PART = 3 * 2**20
+"""Numbers of image and output of which a kernel's gradient is computed at once, to stay in the cache.
+
+But at least twice as many as each part gives, which are all added up.
+"""
 
 ROWS = 4
 """Rows of the output that `convolve` computes at once."""
@@ -112,7 +115,8 @@ def kernel_gradient(x: Image, change: Output, size: int) -> Kernel:
         size: side of the output's tiles: 2 or 4.
     """
     batch, height, width, channels = x.shape
-    images, rows = _part(batch, height // size, (x.size + change.size) // (batch * height // size))
+    most = max(PART, 2 * (size + 2) ** 2 * channels * change.shape[3])
+    images, rows = _part(batch, height // size, most * batch * (height // size) // (x.size + change.size))
     rows *= size
     outlined = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
@@ -128,11 +132,11 @@ def kernel_gradient(x: Image, change: Output, size: int) -> Kernel:
     return jnp.sum(lax.map(of_part, jnp.arange(count)), 0)
 
 
-def _part(images: int, rows: int, numbers: int) -> tuple[int, int]:
-    """The most images, or rows of tiles of one image, that are at most `PART`; a row has so many numbers."""
+def _part(images: int, rows: int, most: int) -> tuple[int, int]:
+    """Images, and rows of tiles in each: whole images or a part of one, with so many rows in all at most."""
     parts = [(n, rows) for n in range(images, 0, -1) if images % n == 0]
     parts += [(1, n) for n in range(rows, 0, -1) if rows % n == 0]
-    return next((part for part in parts if part[0] * part[1] * numbers <= PART), (1, 1))
+    return next((part for part in parts if part[0] * part[1] <= most), (1, 1))
 
 
 def _kernel_gradient(
