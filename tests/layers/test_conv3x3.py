@@ -32,7 +32,16 @@ def gradient(x, kernel):
 
 @pytest.mark.parametrize(
     ("side", "channels", "forward", "backward"),
-    [(16, 64, 6, 12), (128, 32, 6, 12), (256, 64, 6, 12), (256, 32, 1, 2), (64, 16, 1, 2), (8, 64, 1, 1)],
+    [
+        (16, 64, 6, 12),
+        (64, 64, 6, 12),
+        (128, 64, 6, 12),
+        (128, 32, 6, 12),
+        (256, 64, 6, 12),
+        (256, 32, 1, 2),
+        (64, 16, 1, 2),
+        (8, 64, 1, 1),
+    ],
 )
 def test_rows_are_taken_where_they_are_faster(side, channels, forward, backward):
     shapes = (1, side, side, 32), (3, 3, 32, channels)
