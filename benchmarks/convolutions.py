@@ -78,7 +78,7 @@ def step_convolutions(config: Config, batch: Batch) -> dict[Layer, Passes]:
     """The convolutions of the training step of ``config``, were all XLA's own; nothing is computed."""
     recipe = make_recipe(config, 100)
     state = create_state(create_model_from_config(config), config)
-    with patch("forestgaps_jax.layers.conv.is_faster", return_value=False):
+    with patch("forestgaps_jax.layers.conv.faster_conv3x3", return_value=None):
         return find_convolutions(jax.make_jaxpr(lambda s, b: gradients(recipe, s, b))(state, batch))
 
 

@@ -30,7 +30,7 @@ from training_step import TrainingStep, random_batch
 
 from forestgaps_jax import Config
 from forestgaps_jax.compilation import compiler_options
-from forestgaps_jax.layers.conv3x3 import conv3x3, is_faster
+from forestgaps_jax.layers.conv3x3 import faster_conv3x3
 
 STEP = "step"
 LIBRARIES: tuple[str, ...] = ("XLA", "ours", "PyTorch")
@@ -109,16 +109,17 @@ def xla_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[st
 
 def our_calls(layer: Layer, passes: Passes, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
     """The three passes of a training step as `forestgaps_jax.layers.conv.Conv` makes them."""
-    simple = layer.stride == layer.dilation == 1 and layer.dtype == "float32"
-    if not (simple and is_faster(layer.image, layer.kernel)):
+    simple = layer.stride == layer.dilation == 1
+    faster = faster_conv3x3(layer.image, layer.kernel, layer.dtype) if simple else None
+    if faster is None:
         return xla_calls(layer, passes, arrays)
-    inputs = tuple(map(jax.numpy.asarray, arrays))
+    inputs = tuple(jax.numpy.asarray(array, layer.dtype) for array in arrays)
 
     def forward(image: Any, kernel: Any, change: Any) -> Any:
-        return jax.vjp(conv3x3, image, kernel)[0]
+        return jax.vjp(faster, image, kernel)[0]
 
     def backward(which: int, image: Any, kernel: Any, change: Any) -> Any:
-        return jax.vjp(conv3x3, image, kernel)[1](change)[which]
+        return jax.vjp(faster, image, kernel)[1](change)[which]
 
     return compiled(
         passes, *((function, *inputs) for function in (forward, partial(backward, 0), partial(backward, 1)))

@@ -11,19 +11,26 @@ from typing import Any, TypeVar
 import jax
 from jax import monitoring
 
-from forestgaps_jax.host import give_freed_memory_back, keep_freed_memory, run_in_calling_thread
+from forestgaps_jax.host import (
+    give_freed_memory_back,
+    keep_freed_memory,
+    multiplies_bfloat16,
+    run_in_calling_thread,
+)
 
 R = TypeVar("R")
 
 run_in_calling_thread()
 
+_PRODUCTS = "INDIVIDUAL_DOT" if multiplies_bfloat16() else "DOT"
+"""Products that YNNPACK computes: alone, or with what surrounds them, where bfloat16 becomes float32."""
+
 _FASTER_ON_CPU = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_experimental_ynn_fusion_type": f"LIBRARY_FUSION_TYPE_{_PRODUCTS},LIBRARY_FUSION_TYPE_REDUCE",
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
 }
 """By default XLA:CPU also hands convolutions to YNNPACK, where their weight gradients take twice as long, and
 computes early whatever it can, for which it holds half as much memory again."""
-
 
 _BACKEND = "/jax/core/compile/backend_compile_duration"
 """Told at the end of a compilation, or of reading its result from the disk."""

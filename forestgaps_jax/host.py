@@ -1,4 +1,4 @@
-"""The host's processors and memory: where programs for them run, and what becomes of memory that they free.
+"""The host's processors and memory: what they can do, and what becomes of memory that programs free.
 
 A training step takes hundreds of megabytes for its duration. By default the system gives them page by page
 and clears each, in every step, which takes a fifth of the step. They are kept instead; where the caller's
@@ -8,6 +8,7 @@ thread runs the program they are kept once, else once for each of XLA's threads.
 import ctypes
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +27,14 @@ def run_in_calling_thread() -> None:
     "jax_cpu_enable_async_dispatch", True)`` takes it back until then.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has units for matrices of bfloat16: Intel's AMX, where the system is Linux."""
+    with suppress(OSError):
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""Where programs for CPUs run, and what becomes of memory that they free."""
+"""What the host can do, where programs for it run, and what becomes of memory that they free."""
 
 import resource
 import threading
@@ -47,6 +47,22 @@ def test_a_program_runs_in_the_thread_that_calls_it():
     tell = jax.jit(lambda x: jax.pure_callback(lambda y: threads.append(threading.get_ident()) or y, x, x))
     tell(jnp.ones(2)).block_until_ready()
     assert threads == [threading.get_ident()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "able"), [("fpu avx512_bf16 amx_bf16 amx_tile", True), ("fpu avx512_bf16", False), ("", False)]
+)
+def test_units_for_bfloat16_are_those_that_the_system_tells(monkeypatch, flags, able):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda path: f"processor : 0\nflags : {flags}\n")
+    assert host.multiplies_bfloat16.__wrapped__() is able
+
+
+def test_a_system_that_tells_nothing_of_its_processor_has_no_units_for_bfloat16(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("pathlib.Path.read_text", missing)
+    assert host.multiplies_bfloat16.__wrapped__() is False
 
 
 def test_what_is_set_is_what_glibc_understands(monkeypatch):

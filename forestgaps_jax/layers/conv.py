@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from forestgaps_jax.layers.conv3x3 import conv3x3, is_faster
+from forestgaps_jax.layers.conv3x3 import faster_conv3x3
 from forestgaps_jax.layers.initializers import he_normal
 from forestgaps_jax.layers.norm import AdaptiveNorm, Norm, choose_norm
 
@@ -68,9 +68,10 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _convolve(self, x: Array, kernel: Array) -> Array:
-        simple = self.stride == self.dilation == 1 and self.dtype == jnp.float32 and not self.exact
-        if simple and is_faster(x.shape, kernel.shape):
-            return conv3x3(x, kernel)
+        simple = self.stride == self.dilation == 1 and not self.exact
+        faster = faster_conv3x3(x.shape, kernel.shape, self.dtype) if simple else None
+        if faster is not None:
+            return faster(x, kernel)
         return jax.lax.conv_general_dilated(
             x,
             kernel,

@@ -1,12 +1,16 @@
 """3x3 convolutions by the algorithm that trains fastest on a CPU; on other devices XLA's own is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
+from forestgaps_jax.host import multiplies_bfloat16
+from forestgaps_jax.layers.conv3x3_bfloat16 import conv3x3_bfloat16
 from forestgaps_jax.layers.winograd import (
     Image,
     Kernel,
@@ -21,12 +25,22 @@ ENOUGH = 3 * 10**8
 """Operations of a pass from which on it is worth the time that it takes to compile."""
 
 
-def is_faster(image: Sequence[int], kernel: Sequence[int]) -> bool:
-    """Whether `conv3x3` trains faster than XLA's own convolution of these shapes, where it runs."""
+def faster_conv3x3(image: Sequence[int], kernel: Sequence[int], dtype: Any) -> Callable[..., Array] | None:
+    """What trains faster than XLA's own convolution of these shapes, where it runs; None if nothing does.
+
+    Args:
+        image: shape of the input.
+        kernel: shape of the kernel, whose taps are neighbours and are moved by one pixel.
+        dtype: of both.
+    """
     batch, height, width, channels_in = image
-    fits = tuple(kernel[:2]) == (3, 3) and height % 4 == width % 4 == 0 and channels_in >= 32
+    fits = tuple(kernel[:2]) == (3, 3) and channels_in >= 32
     large = 2 * batch * height * width * int(np.prod(kernel)) >= ENOUGH
-    return fits and large and jax.default_backend() == "cpu"
+    if not (fits and large and jax.default_backend() == "cpu"):
+        return None
+    if jnp.dtype(dtype) == jnp.bfloat16:
+        return conv3x3_bfloat16 if multiplies_bfloat16() else None
+    return conv3x3 if height % 4 == width % 4 == 0 else None
 
 
 @jax.custom_vjp

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from forestgaps_jax.layers.conv3x3 import conv3x3, is_faster
+from forestgaps_jax.layers.conv3x3 import conv3x3, faster_conv3x3
 from forestgaps_jax.layers.winograd import xla_convolve
 from tests.layers.test_winograd import arrays
 
@@ -51,8 +51,14 @@ def test_rows_are_taken_where_they_are_faster(side, channels, forward, backward)
 
 def test_small_and_other_convolutions_are_left_to_xla():
     image, kernel = (4, 64, 64, 64), (3, 3, 64, 64)
-    assert is_faster(image, kernel) == (jax.default_backend() == "cpu")
-    assert not is_faster((4, 16, 16, 32), (3, 3, 32, 32))
-    assert not is_faster((4, 66, 64, 64), kernel)
-    assert not is_faster((4, 128, 128, 6), (3, 3, 6, 64))
-    assert not is_faster(image, (1, 1, 64, 64 * 9))
+    chosen = conv3x3 if jax.default_backend() == "cpu" else None
+    assert faster_conv3x3(image, kernel, "float32") is chosen
+    others = {
+        "too small": ((4, 16, 16, 32), (3, 3, 32, 32)),
+        "no tiles of 4 px": ((4, 66, 64, 64), kernel),
+        "few channels": ((4, 128, 128, 6), (3, 3, 6, 64)),
+        "1 x 1": (image, (1, 1, 64, 64 * 9)),
+    }
+    assert {why: faster_conv3x3(*shapes, jnp.float32) for why, shapes in others.items()} == dict.fromkeys(
+        others
+    )

@@ -19,6 +19,15 @@ def test_double_is_bilinear_resizing(shape):
     np.testing.assert_allclose(jax.jit(double)(x), expected, atol=1e-6)
 
 
+def test_double_of_bfloat16_is_rounded_once_an_axis():
+    x = jnp.asarray(X, jnp.bfloat16)
+    expected = jax.image.resize(x.astype(jnp.float32), (2, 12, 16, 3), "bilinear")
+    found = jax.jit(double)(x)
+    assert found.dtype == jnp.bfloat16
+    largest = np.abs(X).max()
+    assert np.abs(np.asarray(found, np.float32) - expected).max() <= 2 * 2.0**-8 * largest
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.floats(-5, 5, width=32), st.floats(-5, 5, width=32))
 def test_double_keeps_planes_inside(across, down):
