@@ -32,8 +32,8 @@ def run_in_calling_thread() -> None:
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
     """Whether the processor has units for matrices of bfloat16: Intel's AMX, where the system is Linux."""
-    with suppress(OSError):
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    with suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        return "amx_bf16" in next((line for line in lines if line.startswith("flags")), "").split()
     return False
 
 

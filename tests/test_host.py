@@ -1,5 +1,6 @@
 """What the host can do, where programs for it run, and what becomes of memory that they free."""
 
+import io
 import resource
 import threading
 from types import SimpleNamespace
@@ -53,7 +54,7 @@ def test_a_program_runs_in_the_thread_that_calls_it():
     ("flags", "able"), [("fpu avx512_bf16 amx_bf16 amx_tile", True), ("fpu avx512_bf16", False), ("", False)]
 )
 def test_units_for_bfloat16_are_those_that_the_system_tells(monkeypatch, flags, able):
-    monkeypatch.setattr("pathlib.Path.read_text", lambda path: f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr("pathlib.Path.open", lambda path: io.StringIO(f"processor : 0\nflags : {flags}\n"))
     assert host.multiplies_bfloat16.__wrapped__() is able
 
 
@@ -61,7 +62,9 @@ def test_a_system_that_tells_nothing_of_its_processor_has_no_units_for_bfloat16(
     def missing(path):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("pathlib.Path.read_text", missing)
+    monkeypatch.setattr("pathlib.Path.open", missing)
+    assert host.multiplies_bfloat16.__wrapped__() is False
+    monkeypatch.setattr("pathlib.Path.open", lambda path: io.StringIO("processor : 0\n"))
     assert host.multiplies_bfloat16.__wrapped__() is False
 
 

@@ -24,7 +24,7 @@ PART = 2**26
 @jax.custom_vjp
 def conv3x3_bfloat16(x: Image, kernel: Kernel) -> Output:
     """Convolve with zeros around; multiplied in bfloat16, added in float32, rounded at the end."""
-    return _convolve(x, _moved(kernel, (1, 2, 0, 3)))
+    return _convolve(x, _matrix(kernel, (1, 2, 0, 3)))
 
 
 def _forward(x: Image, kernel: Kernel) -> tuple[Output, tuple[Image, Kernel]]:
@@ -33,7 +33,7 @@ def _forward(x: Image, kernel: Kernel) -> tuple[Output, tuple[Image, Kernel]]:
 
 def _backward(saved: tuple[Image, Kernel], change: Output) -> tuple[Image, Kernel]:
     x, kernel = saved
-    of_image = _convolve(change, _moved(kernel[::-1, ::-1], (1, 3, 0, 2)))
+    of_image = _convolve(change, _matrix(kernel[::-1, ::-1], (1, 3, 0, 2)))
     of_kernel = jnp.sum(_in_parts(_kernel_gradient, x, change), 0)
     return of_image, of_kernel.astype(kernel.dtype)
 
@@ -41,8 +41,8 @@ def _backward(saved: tuple[Image, Kernel], change: Output) -> tuple[Image, Kerne
 conv3x3_bfloat16.defvjp(_forward, _backward)
 
 
-def _moved(kernel: Kernel, axes: tuple[int, int, int, int]) -> Matrix:
-    """The kernel as a matrix: from three columns' channels to three rows' channels."""
+def _matrix(kernel: Kernel, axes: tuple[int, int, int, int]) -> Matrix:
+    """The kernel from the channels of three columns to those of three rows."""
     turned = _numbers(lax.optimization_barrier(_bits(kernel).transpose(axes)))
     return turned.reshape(3 * turned.shape[1], -1)
 
