@@ -9,7 +9,7 @@ from flax import nnx
 from forestgaps_jax.compilation import jit
 from forestgaps_jax.layers import conv3x3, conv3x3_bfloat16
 from forestgaps_jax.layers.conv import Conv
-from tests.layers.test_winograd import arrays, direct, shifted
+from tests.layers.test_winograd import arrays, convolved, direct
 
 SIDES = 9, 14
 
@@ -21,11 +21,6 @@ def passes(x, kernel, change):
 
 
 def exact(x, kernel, change) -> list[np.ndarray]:
-    def convolved(x, kernel):
-        views = shifted(x)
-        taps = [(i, j) for i in range(3) for j in range(3)]
-        return sum(np.einsum("bhwi,io->bhwo", views[i][j], kernel[i, j]) for i, j in taps)
-
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     return [convolved(x, kernel), convolved(change, turned), direct(x, change)]
 
