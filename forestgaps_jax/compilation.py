@@ -28,9 +28,11 @@ _PRODUCTS = "INDIVIDUAL_DOT" if multiplies_bfloat16() else "DOT"
 _FASTER_ON_CPU = {
     "xla_cpu_experimental_ynn_fusion_type": f"LIBRARY_FUSION_TYPE_{_PRODUCTS},LIBRARY_FUSION_TYPE_REDUCE",
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
 }
-"""By default XLA:CPU also hands convolutions to YNNPACK, where their weight gradients take twice as long, and
-computes early whatever it can, for which it holds half as much memory again."""
+"""By default XLA:CPU also hands convolutions to YNNPACK, where their weight gradients take twice as long;
+computes early whatever it can, for which it holds half as much memory again; and drops optimization barriers,
+so that what should be computed again is merged with what was computed first, and kept."""
 
 _BACKEND = "/jax/core/compile/backend_compile_duration"
 """Told at the end of a compilation, or of reading its result from the disk."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from forestgaps_jax.layers.conv3x3 import faster_conv3x3
 from forestgaps_jax.layers.initializers import he_normal
 from forestgaps_jax.layers.norm import AdaptiveNorm, Norm, choose_norm
+from forestgaps_jax.layers.remat import dear
 
 
 class Conv(nnx.Module):
@@ -64,7 +65,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         if self.direction is not None:
             kernel = kernel / self._largest_singular_value(kernel, self.direction, train)
-        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = dear(self._convolve(x.astype(self.dtype), kernel.astype(self.dtype)))
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _convolve(self, x: Array, kernel: Array) -> Array:

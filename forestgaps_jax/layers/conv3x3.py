@@ -67,7 +67,9 @@ def _forward(x: Image, kernel: Kernel) -> tuple[Output, tuple[Image, Kernel]]:
 def _backward(saved: tuple[Image, Kernel], change: Output) -> tuple[Image, Kernel]:
     x, kernel = saved
     small = min(x.shape[1:3]) <= 8
-    return _image_gradient(change, kernel), kernel_gradient(x, change, 2 if small else 4)
+    gradients = _image_gradient(change, kernel), kernel_gradient(x, change, 2 if small else 4)
+    # Else the kernel's would wait, and hold the image, until all other gradients are there.
+    return lax.optimization_barrier(gradients)
 
 
 def _image_gradient(change: Output, kernel: Kernel) -> Image:
@@ -76,7 +78,7 @@ def _image_gradient(change: Output, kernel: Kernel) -> Image:
         return _small_image_gradient(change, kernel)
     turned = kernel[::-1, ::-1]
     if _gains_by_rows(change.shape[1:3], kernel.shape[2:]):
-        return convolve(change, lax.optimization_barrier(jnp.swapaxes(row_taps(turned), 2, 3)))
+        return convolve(change, row_taps(lax.optimization_barrier(jnp.swapaxes(turned, 2, 3))))
     return xla_convolve(change, jnp.swapaxes(turned, 2, 3))
 
 

@@ -35,7 +35,8 @@ def _backward(saved: tuple[Image, Kernel], change: Output) -> tuple[Image, Kerne
     x, kernel = saved
     of_image = _convolve(change, _matrix(kernel[::-1, ::-1], (1, 3, 0, 2)))
     of_kernel = jnp.sum(_in_parts(_kernel_gradient, x, change), 0)
-    return of_image, of_kernel.astype(kernel.dtype)
+    # As in conv3x3: no kernel's gradient waits.
+    return lax.optimization_barrier((of_image, of_kernel.astype(kernel.dtype)))
 
 
 conv3x3_bfloat16.defvjp(_forward, _backward)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from forestgaps_jax.layers.remat import dear
+
 Modulation = tuple[Float[Array, "batch 1 1 channels"], Float[Array, "batch 1 1 channels"]]
 """Factor and summand of a layer's features."""
 
@@ -146,8 +148,8 @@ def _moments(x: Array, known: Array, axes: tuple[int, ...]) -> tuple[Array, Arra
     Where there is none, the variance is 1: dividing by nearly 0 would blow up what follows, and its gradient.
     """
     weight = known.astype(jnp.float32)
-    pixels = jnp.sum(weight, axis=axes, keepdims=True)
+    pixels = dear(jnp.sum(weight, axis=axes, keepdims=True))
     divisor = jnp.maximum(pixels, 1.0)
-    mean = jnp.sum(x * weight, axis=axes, keepdims=True) / divisor
-    var = jnp.sum(x * x * weight, axis=axes, keepdims=True) / divisor - mean**2
+    mean = dear(jnp.sum(x * weight, axis=axes, keepdims=True)) / divisor
+    var = dear(jnp.sum(x * x * weight, axis=axes, keepdims=True)) / divisor - mean**2
     return mean, jnp.where(pixels > 0, jnp.maximum(var, 0.0), 1.0), pixels

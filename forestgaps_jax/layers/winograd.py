@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 Image = Float[Array, "batch height width channels"]
 Output = Float[Array, "batch height width channels_out"]
 Kernel = Float[Array, "3 3 channels channels_out"]
-RowTaps = Float[Array, "6 3 channels channels_out"]
+RowTaps = list[Float[Array, "3 channels channels_out"]]
 
 PART = 3 * 2**20
 """Numbers of image and output of which a kernel's gradient is computed at once, to stay in the cache.
@@ -71,11 +71,9 @@ TRANSFORMS = {
 
 
 def row_taps(kernel: Kernel) -> RowTaps:
-    """The kernel as `convolve` takes it: transformed along its height."""
+    """The kernel as `convolve` takes it: transformed along its height to six rows."""
     rows = list(kernel)
-    return lax.optimization_barrier(
-        jnp.stack([_combine(factors, rows) for factors in TRANSFORMS[ROWS].kernel])
-    )
+    return lax.optimization_barrier([_combine(factors, rows) for factors in TRANSFORMS[ROWS].kernel])
 
 
 def convolve(x: Image, taps: RowTaps) -> Output:

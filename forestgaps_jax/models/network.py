@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from forestgaps_jax.layers.conv import Layers
 from forestgaps_jax.layers.drop_path import Rate
 from forestgaps_jax.layers.norm import Modulation
+from forestgaps_jax.layers.remat import saving_memory
 from forestgaps_jax.models.blocks import ConvBlock
 from forestgaps_jax.models.film import FiLM, ThresholdEmbedding
 from forestgaps_jax.models.height import normalize_height
@@ -54,7 +55,7 @@ class Passage:
         def apply(block: ConvBlock, x: Array, known: Array, steer: tuple, rngs: nnx.Rngs | None) -> Array:
             return block(x, known, steer, rngs, self.train, self.drop_path_rate)
 
-        return (nnx.remat(apply) if self.remat else apply)(block, x, known, steer, self.rngs)
+        return saving_memory(apply, everything=self.remat)(block, x, known, steer, self.rngs)
 
 
 class Network(nnx.Module):

@@ -98,7 +98,7 @@ def _sampled(source: Sampler, step: Array) -> Batch:
     """The batch of a step, in memory before the network sees it.
 
     XLA's compiler for CPU would fuse what makes a batch into each of its many readers and compute it many
-    times over. It drops optimization barriers, but does not fuse into or out of a branch.
+    times over. By default it drops optimization barriers, but it does not fuse into or out of a branch.
     """
 
     def apart(step: Array) -> Batch:

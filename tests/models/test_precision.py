@@ -67,10 +67,13 @@ def test_bfloat16_gives_about_the_same_logits_and_float32_gradients():
 @pytest.mark.parametrize("name", ["unet", "unet_all_features", "deeplabv3_plus_film"])
 def test_the_gradient_rematerialises_when_asked_to(name, remat):
     found, _ = traced(name, gradient=True, remat=remat, depth=1)
-    assert any(e.primitive.name in ("checkpoint", "remat2", "remat") for e in found) == remat
+    policies = [e.params["policy"] for e in found if e.primitive.name in ("checkpoint", "remat2", "remat")]
+    # Without, blocks keep what is dear to compute.
+    assert policies
+    assert all((policy is None) == remat for policy in policies)
 
 
-def test_rematerialisation_and_half_precision_keep_less_for_the_backward_pass():
+def test_rematerialisation_and_half_precision_keep_less_for_the_backward_pass(monkeypatch):
     def kept(**options):
         graph, params, rest = nnx.split(
             create_model("unet_film", rngs=nnx.Rngs(0), features=8, depth=2, **options), nnx.Param, ...
@@ -84,7 +87,9 @@ def test_rematerialisation_and_half_precision_keep_less_for_the_backward_pass():
         leaves = jax.tree.leaves(jax.eval_shape(backward, params))
         return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
-    assert kept(remat=True) < 0.5 * kept()
+    on_cpu = kept()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert kept(remat=True) < 0.8 * on_cpu < 0.5 * kept()
     assert kept(precision="bfloat16") < 0.9 * kept()
 
 
