@@ -80,7 +80,7 @@ class Settings:
     faster where that has units for it: Intel's AMX, on Linux."""
     remat: bool = False
     """Compute features again in the backward pass instead of keeping them: slower, in less memory. For GPU
-    and TPU: XLA's compiler for CPU undoes it."""
+    and TPU: on a CPU activations are computed again in any case, and the rest saves little."""
     height_scale: Positive = 10.0
     """Metres that count as 1 inside the network, for heights and thresholds alike."""
     detrend: bool = True
