@@ -99,4 +99,4 @@ def _stack(trees: Sequence[Any]) -> Any:
 
 def _unstack(tree: Any) -> list[Any]:
     count = jax.tree.leaves(tree)[0].shape[0]
-    return [jax.tree.map(lambda leaf: leaf[number], tree) for number in range(count)]  # noqa: B023
+    return [jax.tree.map(lambda leaf: leaf[number], tree) for number in range(count)]  # noqa: B023 - called at once

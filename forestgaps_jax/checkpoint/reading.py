@@ -41,8 +41,8 @@ class Checkpoint(NamedTuple):
     info: dict[str, Any]
     progress: dict[str, Any]
     damaged: tuple[int, ...] = ()
-    versions: dict[str, str] = {}  # noqa: RUF012
-    differing: dict[str, str] = {}  # noqa: RUF012
+    versions: dict[str, str] = {}  # noqa: RUF012 - read only
+    differing: dict[str, str] = {}  # noqa: RUF012 - read only
 
 
 def latest(folder: str | Path) -> int | None:

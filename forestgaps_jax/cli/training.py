@@ -64,7 +64,7 @@ def _leave_speaking_to_main() -> None:
     from forestgaps_jax.parallel import is_main
 
     if not is_main():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         logging.getLogger("forestgaps_jax").setLevel(logging.ERROR)
 
 

@@ -25,7 +25,7 @@ def split_weights(loss: Loss) -> tuple[Loss, Weights]:
     for name in getattr(loss, "arguments", ()):
         value = getattr(loss, name)
         if is_dataclass(value):
-            value, weights[name] = split_weights(value)  # type: ignore[arg-type]
+            value, weights[name] = split_weights(value)  # type: ignore[arg-type]  # may be a type to it
             loss = _with(loss, {name: value})
         elif value is not None:
             weights[name] = value
