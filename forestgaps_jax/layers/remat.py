@@ -6,17 +6,14 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
 
 _DEAR = "dear"
 
 
-def dear(x: Any) -> Any:
-    """Mark arrays that cost much to compute again: products and sums over many numbers.
-
-    Args:
-        x: pytree of arrays.
-    """
-    return jax.tree.map(lambda leaf: checkpoint_name(leaf, _DEAR), x)
+def dear(x: Array) -> Array:
+    """Mark what costs much to compute again: products and sums over many numbers."""
+    return checkpoint_name(x, _DEAR)
 
 
 def saving_memory(function: Callable[..., Any], *, everything: bool = False) -> Callable[..., Any]:
